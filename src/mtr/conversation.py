@@ -1,0 +1,172 @@
+"""A row becomes a Conversation: messages as the chat template will see them, checked once.
+
+What only the trainer reads (`train`, `weight`) is taken out of the message; everything else is handed to the
+template as the row spells it, but for two repairs that change no meaning: text parts are joined to one string,
+and tool arguments written as a JSON string become the object (most templates fail on the string or quote it twice).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtr.errors import UserError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message; `data` is what the template is given, role and content included."""
+
+    data: Mapping[str, Any]
+    weight: float = 1.0
+    """Of its tokens in the loss; 0 for a turn that is context only."""
+
+    @property
+    def role(self) -> str:
+        return str(self.data["role"])
+
+    @property
+    def content(self) -> str:
+        return self.data.get("content") or ""
+
+    @property
+    def thinking(self) -> str | None:
+        """The thinking where a field of its own holds it, else None."""
+        return next((self.data[key] for key in THINKING_KEYS if self.data.get(key) is not None), None)
+
+    @property
+    def tool_calls(self) -> list[Any]:
+        return self.data.get("tool_calls") or []
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A whole chat and where it came from."""
+
+    messages: tuple[Message, ...]
+    where: str
+    """File and row, for messages to people."""
+    tools: list[Any] | None = None
+    row: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def turns(self) -> list[int]:
+        """Message indices of the assistant messages: one turn each."""
+        return [i for i, message in enumerate(self.messages) if message.role == "assistant"]
+
+
+def parse_row(row: Any, where: str, messages: str = "messages", tools: str = "tools") -> Conversation:
+    """Check one row and make a Conversation of it.
+
+    Raises:
+        UserError: names the row (`where`), the message, and what to mend.
+    """
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}: a row is a JSON object with a {messages!r} list, this is {_kind(row)}")
+    listed = row.get(messages)
+    if listed is None:
+        found = ", ".join(map(str, row)) or "nothing"
+        raise UserError(f"{where}: no {messages!r} column (found: {found}); name yours in data.messages")
+    listed = _from_json(listed)
+    if not isinstance(listed, list) or not listed:
+        raise UserError(f"{where}: {messages!r} must be a non-empty list of messages, this is {_kind(listed)}")
+    parsed = tuple(_parse_message(message, f"{where}, message {i}") for i, message in enumerate(listed))
+    if not any(message.role == "assistant" for message in parsed):
+        raise UserError(f"{where}: no assistant message, so there is nothing to train; remove the row")
+    listed_tools = _from_json(row.get(tools))
+    if listed_tools is not None and not isinstance(listed_tools, list):
+        raise UserError(f"{where}: {tools!r} must be a list of tool schemas, this is {_kind(listed_tools)}")
+    return Conversation(parsed, where, listed_tools or None, row)
+
+
+def _parse_message(message: Any, where: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise UserError(f"{where}: a message is an object with role and content, this is {_kind(message)}")
+    data = {key: value for key, value in message.items() if value is not None}
+    role = data.get("role")
+    if role not in ROLES:
+        raise UserError(f"{where}: unknown role {role!r}; roles are {', '.join(ROLES)}")
+    weight = _pop_weight(data, where)
+    if "content" in data:
+        data["content"] = _text(data["content"], where)
+    for key in THINKING_KEYS:
+        if key in data and not isinstance(data[key], str):
+            raise UserError(f"{where}: {key!r} must be text, this is {_kind(data[key])}")
+    if calls := _from_json(data.get("tool_calls")):
+        data["tool_calls"] = _parse_calls(calls, where)
+    else:
+        data.pop("tool_calls", None)
+    if role == "assistant":
+        if "content" not in data and "tool_calls" not in data:
+            raise UserError(f"{where}: an assistant message needs content or tool_calls")
+    elif "content" not in data:
+        raise UserError(f"{where}: a {role} message needs content")
+    return Message(data, weight)
+
+
+def _pop_weight(data: dict[str, Any], where: str) -> float:
+    weight = 1.0
+    for key in ("train", "weight", "loss", "loss_weight"):
+        if key not in data:
+            continue
+        value = data.pop(key)
+        if not isinstance(value, (bool, int, float)) or not 0 <= value < float("inf"):
+            raise UserError(f"{where}: {key!r} must be true, false or a number >= 0, got {value!r}")
+        weight *= float(value)
+    return weight
+
+
+def _text(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(
+        isinstance(p, Mapping) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content
+    ):
+        return "".join(part["text"] for part in content)
+    raise UserError(f"{where}: content must be text or a list of text parts, this is {_kind(content)}")
+
+
+def _parse_calls(calls: Any, where: str) -> list[Any]:
+    if not isinstance(calls, list):
+        raise UserError(f"{where}: tool_calls must be a list, this is {_kind(calls)}")
+    parsed = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise UserError(f"{where}: a tool call needs a function with a name, this is {_kind(call)}")
+        function = dict(function)
+        if isinstance(function.get("arguments"), str):
+            try:
+                function["arguments"] = json.loads(function["arguments"] or "{}")
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{where}: the arguments of {function['name']!r} are not valid JSON ({error}); mend them"
+                ) from None
+        parsed.append({**call, "function": function} if "function" in call else function)
+    return parsed
+
+
+def _from_json(value: Any) -> Any:
+    """Lists stored as JSON text (common in Parquet and CSV) become lists."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list):
+        kinds = sorted({str(p.get("type")) for p in value if isinstance(p, Mapping) and "type" in p})
+        return f"a list ({', '.join(kinds)} parts)" if kinds else "an empty list" if not value else "a list"
+    if isinstance(value, Mapping):
+        return f"an object with {', '.join(map(str, value)) or 'no keys'}"
+    if value is None:
+        return "null"
+    return f"{type(value).__name__} {value!r}"[:80]

@@ -1,0 +1,297 @@
+"""The recipe: what a YAML file may say, checked before anything heavy is imported.
+
+    recipe.yaml + section.key=value overrides  ->  Recipe (frozen)  ->  output_dir/recipe.yaml
+
+Unknown keys are errors with the nearest known key; names are Hugging Face's wherever it has one. The recipe
+decides the mathematics of a run; the hardware only its speed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mtr.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    name_or_path: str
+    """A folder or a Hub id. `mtr inspect` needs only its tokenizer."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the weights; `auto` is the checkpoint's own."""
+    attention: Literal["auto", "flex", "segment", "sdpa", "eager"] = "auto"
+    """How the tree mask is computed; `auto` is flex on CUDA and segment elsewhere."""
+    trust_remote_code: bool = False
+
+
+class LoraSection(Section):
+    r: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+    modules_to_save: list[str] | None = None
+    """Modules trained whole and saved beside the adapter, e.g. [lm_head]."""
+
+
+class ThinkingSection(Section):
+    open: str | None = None
+    """The tag that opens the thinking; null: found in the template or the tokenizer."""
+    close: str | None = None
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.open is None) != (self.close is None):
+            raise ValueError("give both thinking.open and thinking.close, or neither")
+        return self
+
+
+class Source(Section):
+    path: str
+    """A file (.jsonl, .json, .parquet, .csv, .arrow; .gz too), a glob, a folder, or a Hub id."""
+    name: str | None = None
+    """The configuration of a Hub data set."""
+    split: str = "train"
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often an epoch holds each row: 0.5 takes every second row, 2.0 takes each row twice."""
+    revision: str | None = None
+
+
+def _as_sources(value: Any) -> Any:
+    """`data.train: file.jsonl` is short for a list of one source."""
+    if isinstance(value, (str, dict)):
+        value = [value]
+    return [{"path": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+
+class DataSection(Section):
+    train: Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length=1)]
+    eval: Annotated[list[Source], BeforeValidator(_as_sources)] = []
+    messages: str = "messages"
+    """The column that holds the messages."""
+    tools: str = "tools"
+    """The column that holds the tools; rows without it have none."""
+    streaming: bool = True
+    """Read Hub data as it comes, without downloading it first. Local files are always read row by row."""
+    shuffle: bool = True
+    shuffle_buffer: Positive = 10_000
+    """Rows held to shuffle a stream; local files are shuffled exactly."""
+    num_workers: Annotated[int, Field(ge=0)] | None = None
+    """Background processes that prepare steps; null: 2 beside an accelerator, else none."""
+
+
+class SequenceSection(Section):
+    strategy: Literal["single_pass", "per_turn"] = "single_pass"
+    max_length: Positive = 4096
+    """Longest path from root to leaf in tokens: what inference would see."""
+    max_tokens: Positive = 16384
+    """Most tokens in one pack. Larger trees are cut into several that repeat the shared prefix."""
+    overlong: Literal["drop", "truncate", "error"] = "drop"
+    """What happens to a turn longer than max_length."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_tokens < self.max_length:
+            raise ValueError(
+                f"max_tokens ({self.max_tokens}) is below max_length ({self.max_length}), so a long turn would fit "
+                "no pack: raise sequence.max_tokens or lower sequence.max_length"
+            )
+        return self
+
+
+class LossSection(Section):
+    weighting: Literal["token", "turn", "conversation"] = "token"
+    """What weighs 1 in the mean: each supervised token, each turn, or each conversation."""
+
+
+class GenerationSection(Section):
+    conversations: Annotated[int, Field(ge=0)] = 0
+    """Conversations of data.eval that are played turn by turn before and after training; 0: none."""
+    max_new_tokens: Positive = 256
+    """Longest completion; a turn that is not finished by then counts as wrong."""
+
+
+class TrainingSection(Section):
+    output_dir: str
+    conversations_per_step: Positive = 16
+    """Over all processes."""
+    num_train_epochs: Annotated[float, Field(gt=0)] = 1
+    max_steps: Positive | None = None
+    """Overrides num_train_epochs and repeats the data as needed."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2.0e-4
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "cosine"
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.03
+    """A number of steps, or below 1 a share of all steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
+    gradient_checkpointing: bool = True
+    logging_steps: Positive = 1
+    eval_steps: Positive | None = None
+    """Evaluate every so many steps and at the end; null: at the end only."""
+    save_steps: Positive | None = None
+    """Write a checkpoint every so many steps."""
+    save_total_limit: Positive | None = 2
+    """Checkpoints kept; null: all."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    report_to: Literal["none"] = "none"
+    """metrics.jsonl is always written."""
+
+
+class Recipe(Section):
+    model: ModelSection
+    template: dict[str, Any] = {}
+    """Arguments for the chat template, e.g. {enable_thinking: true}."""
+    thinking: ThinkingSection = ThinkingSection()
+    date: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
+    """The date that templates which print one are given; null: today, recorded in the saved recipe."""
+    lora: LoraSection | None = LoraSection()
+    """null: train all weights."""
+    data: DataSection
+    sequence: SequenceSection = SequenceSection()
+    loss: LossSection = LossSection()
+    generation: GenerationSection = GenerationSection()
+    training: TrainingSection
+
+    def dump(self) -> str:
+        """The whole recipe as YAML, defaults included."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+    def replace(self, **sections: dict[str, Any]) -> Recipe:
+        """A copy with keys of some sections changed, e.g. `replace(sequence={"strategy": "per_turn"})`."""
+        raw = self.model_dump()
+        for section, keys in sections.items():
+            raw[section] = {**(raw[section] or {}), **keys}
+        return Recipe.model_validate(raw)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read, override and check a recipe; local paths in it become absolute.
+
+    A relative path of the model or the data is looked up in the working directory, then beside the recipe.
+
+    Raises:
+        UserError: the file, an override or a key is wrong; the message names it and the nearest known key.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections (model, data, training, ...)")
+    for override in overrides or []:
+        _apply_override(raw, override)
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from None
+    return _resolve_paths(recipe, path.resolve().parent)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r}: an override is written section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{override!r}: the value is not valid YAML; quote it") from None
+    *parents, last = key.split(".")
+    at: Any = raw
+    for part in parents:
+        if isinstance(at, list):
+            at = _item(at, part, override)
+        else:
+            if at.get(part) is None:
+                at[part] = {}
+            at = at[part]
+        if not isinstance(at, (dict, list)):
+            raise UserError(f"{override!r}: {part!r} holds a plain value, it has no keys")
+    if isinstance(at, list):
+        _item(at, last, override)
+        at[int(last)] = value
+    else:
+        at[last] = value
+
+
+def _item(items: list[Any], part: str, override: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise UserError(f"{override!r}: {part!r} is no index of a list of {len(items)}")
+    return items[int(part)]
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for all that is wrong, each with its key and the nearest known one."""
+    parts = []
+    for problem in error.errors(include_url=False):
+        keys = [str(part) for part in problem["loc"]]
+        where = ".".join(keys) or "recipe"
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(keys[:-1])
+            near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            parts.append(f"unknown key {where!r}, {hint}")
+        elif problem["type"] == "missing":
+            parts.append(f"{where!r} is missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = problem.get("input")
+            shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
+            parts.append(f"{where!r}: {message}{shown}")
+    return "; ".join(dict.fromkeys(parts))
+
+
+def _known_keys(keys: list[str]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for key in keys:
+        if key.isdigit():
+            continue
+        section = _section_in(section.model_fields[key].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if isinstance(annotation, types.GenericAlias) or typing.get_origin(annotation) is not None:
+        annotations = typing.get_args(annotation)
+    else:
+        annotations = getattr(annotation, "__args__", ())
+    return next((found for a in annotations if (found := _section_in(a))), None)
+
+
+def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
+    def resolve(name: str) -> str:
+        if Path(name).expanduser().is_absolute():
+            return str(Path(name).expanduser())
+        for base in (Path.cwd(), folder):
+            if (base / name).exists() or (any(c in name for c in "*?[") and any(base.glob(name))):
+                return str(base / name)
+        return name
+
+    raw = recipe.model_dump()
+    raw["model"]["name_or_path"] = resolve(recipe.model.name_or_path)
+    for source in raw["data"]["train"] + raw["data"]["eval"]:
+        source["path"] = resolve(source["path"])
+    return Recipe.model_validate(raw)
