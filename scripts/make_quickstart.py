@@ -5,9 +5,9 @@ model learn something one can check. So this script makes all of it, under ``rec
 
 ``base/``
     A causal language model of about one million parameters with its tokenizer and chat template. It is
-    pretrained here on made-up text: sums, stories in plain text in which somebody counts their things, and
-    short chats about other matters, with and without thinking. So it has the words, the arithmetic and the
-    chat format, but it has never been asked to keep count in a chat.
+    pretrained here on made-up text: sums, words said twice (which teach it to copy), stories in plain text in
+    which somebody's things are counted, and short chats about other matters, with and without thinking. So
+    it has the words, the arithmetic and the chat format, but has never seen a chat that keeps count.
 ``train.jsonl`` and ``eval.jsonl``
     Conversations in which somebody's things are counted. Each answer depends on the answer before it, which
     is in the chat's history, and is worked out in the turn's own thinking, which the chat template drops

@@ -149,6 +149,8 @@ class TrainingSection(Section):
     """Write a checkpoint every so many steps."""
     save_total_limit: Positive | None = 2
     """Checkpoints kept; null: all."""
+    max_nonfinite_steps: Positive = 5
+    """Stop after so many steps in a row whose loss or gradient is not finite; each makes no update."""
     seed: Annotated[int, Field(ge=0)] = 42
     report_to: Literal["none"] = "none"
     """metrics.jsonl is always written."""
@@ -179,6 +181,40 @@ class Recipe(Section):
         for section, keys in sections.items():
             raw[section] = {**(raw[section] or {}), **keys}
         return Recipe.model_validate(raw)
+
+
+_FREE_KEYS = (
+    "model.attention",
+    "data.eval",
+    "data.num_workers",
+    "sequence.strategy",
+    "sequence.max_tokens",
+    "generation",
+    "training.output_dir",
+    "training.max_steps",
+    "training.gradient_checkpointing",
+    "training.logging_steps",
+    "training.eval_steps",
+    "training.save_steps",
+    "training.save_total_limit",
+    "training.max_nonfinite_steps",
+    "training.report_to",
+)
+"""Keys that cannot change the mathematics of a step: they may differ when a run is resumed."""
+
+
+def differing_keys(one: Recipe, other: Recipe) -> list[str]:
+    """Keys that decide the mathematics of a run and differ."""
+
+    def flat(value: Any, key: str = "") -> dict[str, Any]:
+        if key in _FREE_KEYS:
+            return {}
+        if not isinstance(value, dict):
+            return {key: value}
+        return {k: v for name, item in value.items() for k, v in flat(item, f"{key}.{name}".strip(".")).items()}
+
+    a, b = flat(one.model_dump()), flat(other.model_dump())
+    return [key for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

@@ -59,7 +59,7 @@ class _Refused(Exception):
 
 
 @dataclass(frozen=True)
-class _Own:
+class Own:
     """What one assistant message must say."""
 
     message: Message
@@ -104,7 +104,9 @@ class Renderer:
         eos = tokenizer.eos_token_id
         if eos is not None:
             self.special_ids.add(eos)
-        self.stop_id = next(iter(stop_ids), eos)
+        self.stop_ids = list(stop_ids) or ([] if eos is None else [eos])
+        """What ends a completion at inference, best first."""
+        self.pad_id: int = next(i for i in (tokenizer.pad_token_id, eos, 0) if i is not None)
         try:
             probe = [{"role": "user", "content": "x"}]
             bare, prompted = self._render(probe), self._render(probe, generation=True)
@@ -141,6 +143,15 @@ class Renderer:
         """Token ids that inference is fed after these messages."""
         return self._encode([self._render(list(messages), tools, generation=True)])[0]
 
+    def split(self, completion_ids: list[int]) -> tuple[str, str]:
+        """Thinking and response of a generated completion; special tokens are left out of both."""
+        text = self.tokenizer.decode(completion_ids, skip_special_tokens=False)
+        if self.tags is not None:
+            thinking, close, response = text.partition(self.tags[1])
+            if close:
+                return thinking.replace(self.tags[0], "").strip(), response.strip()
+        return "", self.tokenizer.decode(completion_ids, skip_special_tokens=True).strip()
+
     # --- rendering ------------------------------------------------------------------------------------------------
 
     def _draft(self, conversation: Conversation, index: int) -> tuple[str, str, tuple[str, ...]] | str:
@@ -150,7 +161,7 @@ class Renderer:
         history = [dict(message.data) for message in conversation.messages[:index]]
         try:
             prompt = self._render(history, conversation.tools, generation=True)
-            own = self._own(conversation.messages[index])
+            own = self.own(conversation.messages[index])
             return prompt, *self._completion(history, own, conversation.tools, prompt)
         except _Refused as error:
             return str(error)
@@ -174,17 +185,17 @@ class Renderer:
         """The template with today's date held fixed, so that a run that spans midnight renders one date."""
         return _DATE.sub(lambda call: repr(self.day.strftime(call["format"])), template)
 
-    def _own(self, message: Message) -> _Own:
+    def own(self, message: Message) -> Own:
         """Thinking and response, whether the thinking has a field of its own or stands inline."""
         thinking, content = message.thinking, message.content
         if thinking is None and self.tags and content.lstrip().startswith(self.tags[0]):
             inside, close, after = content.lstrip()[len(self.tags[0]) :].partition(self.tags[1])
             if close:
-                return _Own(message, inside.strip(), after.strip())
-        return _Own(message, (thinking or "").strip(), content.strip())
+                return Own(message, inside.strip(), after.strip())
+        return Own(message, (thinking or "").strip(), content.strip())
 
     def _completion(
-        self, history: list[dict[str, Any]], own: _Own, tools: Any, prompt: str
+        self, history: list[dict[str, Any]], own: Own, tools: Any, prompt: str
     ) -> tuple[str, tuple[str, ...]]:
         """The first spelling of the turn's own message whose rendering holds what the message says, else a built one."""
         if own.thinking and self._state(prompt) == "closed":
@@ -207,7 +218,7 @@ class Renderer:
             return self._built(history, own, tools, prompt)
         raise _Refused(problem)
 
-    def _spellings(self, own: _Own) -> list[dict[str, Any]]:
+    def _spellings(self, own: Own) -> list[dict[str, Any]]:
         """As the data spells it; then the thinking in each field templates read, and inline."""
         as_data = dict(own.message.data)
         if not own.thinking:
@@ -256,7 +267,7 @@ class Renderer:
         return start + len(header)
 
     def _built(
-        self, history: list[dict[str, Any]], own: _Own, tools: Any, prompt: str
+        self, history: list[dict[str, Any]], own: Own, tools: Any, prompt: str
     ) -> tuple[str, tuple[str, ...]]:
         """For templates that never render a turn's own thinking: prompt + thinking + close tag + response + stop."""
         if self.tags is None:
@@ -298,7 +309,7 @@ class Renderer:
                     return tag, f"{opening}/{name}{closing}"
         return None
 
-    def _notes(self, completion: str, own: _Own) -> tuple[str, ...]:
+    def _notes(self, completion: str, own: Own) -> tuple[str, ...]:
         if own.message.tool_calls and own.response and own.response not in completion:
             return ("the template drops the text beside its tool calls",)
         return ()
@@ -314,9 +325,9 @@ class Renderer:
             end -= 1
         if end and ids[end - 1] in self.special_ids:
             return ids[:end]
-        if self.stop_id is None:
+        if not self.stop_ids:
             raise _Refused("neither the template, the generation config nor the tokenizer says what ends a turn")
-        return [*ids[:end], self.stop_id]
+        return [*ids[:end], self.stop_ids[0]]
 
 
 def _marked(message: dict[str, Any]) -> dict[str, Any]:
@@ -334,7 +345,7 @@ def _marked(message: dict[str, Any]) -> dict[str, Any]:
     return marked
 
 
-def _missing(completion: str, own: _Own, thinking: str) -> str:
+def _missing(completion: str, own: Own, thinking: str) -> str:
     """What the completion lost of its own message, or nothing."""
     if thinking and thinking not in completion:
         return "the template does not render its thinking"

@@ -1,0 +1,174 @@
+"""How a tree's mask reaches a transformers model, and which models may be used.
+
+One attention function, registered with transformers, is handed the tree as a keyword argument, past every mask the
+model would make itself, and picks the mask of its layer:
+
+    decoder(..., tree=TreeAttention)  ->  attention layer i  ->  span of layer i  ->  backend
+
+    flex     FlexAttention with a block mask: CUDA
+    segment  plain attention over contiguous ranges: CPU
+    sdpa     dense mask; eager  dense mask, the model's own function: references, and small trees
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from mtr.errors import UserError
+from mtr.mask import FULL, Span, Tree, block_mask, dense_mask, tile_plan
+from mtr.segment import segment_attention
+
+Backend = Literal["flex", "segment", "sdpa", "eager"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+IMPLEMENTATION = "mtr_tree"
+"""The name under which transformers knows the attention function."""
+
+_EXACT_LAYERS = {"full_attention": "full", "sliding_attention": "sliding", "chunked_attention": "chunked"}
+PAD_TO = {"flex": 128}
+"""Packs are padded to a multiple of this; 1 for the other backends."""
+
+
+class TreeAttention:
+    """The masks of one pack for all layers, each made once and only if asked for."""
+
+    def __init__(self, tree: Tree, spans: list[Span], backend: Backend) -> None:
+        self.tree = tree
+        self.spans = spans
+        self.backend = backend
+        self.calls = 0
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    def make(self, build: Callable[..., Any], *arguments: Any) -> Any:
+        key = (build, *arguments)
+        if key not in self._made:
+            self._made[key] = build(self.tree, *arguments)
+        return self._made[key]
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    tree: TreeAttention | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D]"""
+    name = type(module).__name__
+    if tree is None:
+        raise UserError(f"{name} does not hand keyword arguments on to attention, so the tree mask would be lost")
+    tree.calls += 1
+    span = tree.spans[getattr(module, "layer_idx", 0) or 0]
+    window = others.pop("sliding_window", None)
+    assert window is None or span == Span("sliding", window), f"{name}: window {window}, expected {span}"
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    match tree.backend:
+        case "segment":
+            plan = tree.make(tile_plan, span)
+            out = segment_attention(query, key, value, plan, scale, softcap, s_aux).transpose(1, 2)
+        case "flex":
+            from transformers.integrations.flex_attention import flex_attention_forward
+
+            mask = tree.make(block_mask, span, PAD_TO["flex"])
+            out, _ = flex_attention_forward(
+                module, query, key, value, mask, scaling=scale, softcap=softcap, s_aux=s_aux, **others
+            )
+        case "sdpa":
+            from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+            assert softcap is None and s_aux is None, f"{name}: sdpa has no soft cap and no sinks"
+            mask = tree.make(dense_mask, span)[None, None]
+            out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scale, is_causal=False)
+        case "eager":
+            mask = tree.make(_additive_mask, span, query.dtype)
+            own = sys.modules[type(module).__module__].eager_attention_forward
+            extra = {k: v for k, v in {"softcap": softcap, "s_aux": s_aux}.items() if v is not None}
+            out, _ = own(module, query, key, value, mask, scaling=scale, dropout=0.0, **extra, **others)
+    return out.contiguous(), None
+
+
+def _additive_mask(tree: Tree, span: Span, dtype: torch.dtype) -> Tensor:
+    """[1, 1, T, T]: eager attention adds its mask."""
+    dense = dense_mask(tree, span)
+    return torch.zeros(dense.shape, dtype=dtype, device=dense.device).masked_fill_(
+        ~dense, torch.finfo(dtype).min
+    )[None, None]
+
+
+AttentionInterface.register(IMPLEMENTATION, _attend)
+
+
+def layer_spans(config: Any) -> list[Span]:
+    """How far each layer sees, from a text model's config. Assumes `refusal(config)` found nothing."""
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    types = getattr(config, "layer_types", None)
+    if not types:
+        return [Span("sliding", window) if window else FULL] * config.num_hidden_layers
+    sizes = {"full": 0, "sliding": window or 0, "chunked": getattr(config, "attention_chunk_size", None) or 0}
+    kinds = [_EXACT_LAYERS[kind] for kind in types]
+    return [Span(kind, sizes[kind]) if sizes[kind] else FULL for kind in kinds]  # type: ignore[arg-type]
+
+
+def refusal(config: Any, max_length: int) -> str | None:
+    """Why a model could not be exact, from its config alone; None if nothing speaks against it.
+
+    What a config does not tell (a mixer that carries state, a mask that never arrives) the probe of `mtr.probe` finds.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder; only decoder-only models have turns as paths of a tree"
+    other = sorted(set(getattr(config, "layer_types", None) or []) - set(_EXACT_LAYERS))
+    if other:
+        return f"its layers of type {', '.join(other)} carry state along the row and ignore the mask"
+    if getattr(config, "alibi", False):
+        return "it uses ALiBi, which measures distance in the row and not in the conversation"
+    if getattr(config, "output_router_logits", False):
+        return "output_router_logits is on, and the auxiliary loss would see another token set; set it to false"
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in [ropes, *(value for value in ropes.values() if isinstance(value, dict))]:
+        kind = rope.get("rope_type")
+        limit = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", 0)
+        if kind in ("dynamic", "longrope") and max_length > limit:
+            return (
+                f"its {kind} RoPE depends on the longest position of the batch beyond {limit}; "
+                f"set sequence.max_length to at most {limit}"
+            )
+    return None
+
+
+def choose_backend(asked: str, config: Any, device: torch.device) -> Backend:
+    """The backend for `model.attention`.
+
+    Raises:
+        UserError: the backend cannot run this model or on this device.
+    """
+    if asked == "auto":
+        return "flex" if device.type == "cuda" else "segment"
+    if asked == "flex" and device.type != "cuda":
+        raise UserError(
+            f"model.attention: flex trains on CUDA only and this is {device.type}; use attention: auto"
+        )
+    if asked == "segment" and device.type != "cpu":
+        raise UserError("model.attention: segment runs on the CPU only; use attention: auto")
+    if asked == "sdpa" and (special := _beyond_sdpa(config)):
+        raise UserError(f"model.attention: sdpa has no {special}, which this model needs; use attention: auto or eager")
+    backend: Backend = asked  # type: ignore[assignment]
+    return backend
+
+
+def _beyond_sdpa(config: Any) -> str | None:
+    if getattr(config, "attn_logit_softcapping", None):
+        return "soft cap"
+    return "attention sinks" if config.model_type == "gpt_oss" else None

@@ -1,0 +1,248 @@
+"""The commands. Heavy imports stay inside them, so that `mtr --help` is there at once.
+
+Standard output carries what was asked for; logs, progress and errors go to standard error. An error that the user can
+mend is one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mtr import __version__
+from mtr.errors import UserError
+
+if TYPE_CHECKING:
+    from mtr.recipe import Recipe
+
+app = typer.Typer(
+    name="mtr",
+    help="Fine-tune reasoning models on multi-turn chats: every turn in its inference context, in one pass.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. training.max_steps=20.", show_default=False),
+]
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", metavar="[FILE]", help="Write the result as JSON; to standard output without a FILE."),
+]
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in output_dir.")] = False,
+) -> None:
+    """Train as the recipe says; the adapter, the metrics and the resolved recipe go to training.output_dir."""
+    with _errors():
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite exclude each other")
+        loaded = _load(recipe, overrides)
+        from mtr.train import train as run
+
+        summary = run(loaded, resume=resume, overwrite=overwrite)
+    if summary.stopped_by:
+        raise typer.Exit(128 + summary.stopped_by)
+
+
+@app.command()
+def verify(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    conversations: Annotated[int, typer.Option(min=1, help="How many, from the start of data.train.")] = 4,
+    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    attention: Annotated[str | None, typer.Option(help="Test this backend in place of the recipe's.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Prove on your model and data that one pass gives the loss and gradients of one pass per turn. Exit 1 if not."""
+    with _errors():
+        loaded = _load(recipe, overrides)
+        from mtr.display import console, show_verification
+        from mtr.verify import TOLERANCE
+        from mtr.verify import verify as run
+
+        if dtype not in TOLERANCE:
+            raise UserError(f"--dtype: {dtype!r} is not one of {', '.join(TOLERANCE)}")
+        if attention is not None:
+            loaded = _replace_attention(loaded, attention)
+        result = run(loaded, conversations, dtype)
+        if json_file != "-":
+            show_verification(result, console(sys.stdout))
+        _emit(result, json_file)
+    if not result["passed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    conversations: Annotated[int, typer.Option(min=1, help="How many, from the start of data.train.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed repeats of each case, after a warm-up.")] = 5,
+    json_file: JsonFile = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the times and the limit.")] = None,
+) -> None:
+    """Time single pass against per turn, packed and padded, forward and backward, on your model and data."""
+    with _errors():
+        loaded = _load(recipe, overrides)
+        from mtr.bench import bench as run
+        from mtr.bench import plot as draw
+        from mtr.display import console, show_bench
+
+        result = run(loaded, conversations, repeats)
+        if json_file != "-":
+            show_bench(result, console(sys.stdout))
+        _emit(result, json_file)
+        if plot is not None:
+            draw(result, plot)
+
+
+@app.command()
+def inspect(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    index: Annotated[int, typer.Option(min=0, help="Row of data.train, counted from 0 in file order.")] = 0,
+    every: Annotated[bool, typer.Option("--all", help="Every row, one JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    prove: Annotated[bool, typer.Option("--verify", help="Prove that the tree's paths are the turns; exit 1 if not.")] = False,
+) -> None:
+    """Show how a conversation is laid out: turns, tree, what each token sees, what is supervised. Needs no weights."""
+    failed = False
+    with _errors():
+        loaded = _load(recipe, overrides)
+        from mtr.display import console, show_inspection
+        from mtr.inspect import check, describe, inspect_conversation
+        from mtr.metrics import write_json
+        from mtr.model import load_renderer, load_tokenizer
+        from mtr.steps import Builder
+
+        tokenizer = load_tokenizer(loaded)
+        builder = Builder(loaded, load_renderer(loaded, tokenizer))
+        out = console(sys.stdout)
+        for number, conversation in _conversations(loaded, None if every else index):
+            inspection = inspect_conversation(builder, conversation, number)
+            if as_json or every:
+                print(write_json(None, describe(inspection)))
+            else:
+                show_inspection(inspection, tokenizer, out)
+            if prove:
+                problems = check(inspection, loaded.loss.weighting)
+                failed = failed or bool(problems)
+                verdict = "; ".join(problems) or "every path of the tree is its turn, and every target is there"
+                print(f"row {number}: {'FAILED: ' if problems else ''}{verdict}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _conversations(recipe: Recipe, index: int | None) -> Iterator[tuple[int, Any]]:
+    """One row of data.train, or all of them."""
+    from mtr.data import Mixture, open_data
+
+    data = open_data(recipe.data, recipe.data.train)
+    if isinstance(data, Mixture):
+        for number in range(len(data)) if index is None else [index]:
+            yield number, data.conversation(number)
+        return
+    for number, conversation in enumerate(data.conversations(0, 0, shuffle=False)):
+        if index is None or number == index:
+            yield number, conversation
+        if number == index:
+            return
+
+
+def _replace_attention(recipe: Recipe, attention: str) -> Recipe:
+    from mtr.attention import BACKENDS
+
+    if attention not in BACKENDS:
+        raise UserError(f"--attention: {attention!r} is not one of {', '.join(BACKENDS)}")
+    return recipe.replace(model={"attention": attention})
+
+
+def _load(path: Path, overrides: list[str] | None) -> Recipe:
+    from mtr.recipe import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    _quiet_libraries()
+    return recipe
+
+
+def _emit(result: dict[str, Any], json_file: str | None) -> None:
+    from mtr.metrics import write_json
+
+    if json_file == "-":
+        print(write_json(None, result))
+    elif json_file is not None:
+        write_json(Path(json_file), result)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """A UserError is one line on standard error, from the main process only, and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def _quiet_libraries() -> None:
+    """Our own words only; real errors still come through."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for kind in (FutureWarning, RuntimeWarning):
+        warnings.filterwarnings("ignore", category=kind, module=r"(torch|transformers|peft|accelerate)\..*")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|peft|accelerate)\..*")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"mtr {__version__}")
+        raise typer.Exit
+    del context
+
+
+def main() -> None:
+    """The console script."""
+    sys.argv[1:] = _with_json_target(sys.argv[1:])
+    app()
+
+
+def _with_json_target(arguments: list[str]) -> list[str]:
+    """`--json` of verify and bench may stand without its file: it then means standard output."""
+    if not arguments or arguments[0] not in ("verify", "bench"):
+        return arguments
+    spelled = []
+    for i, argument in enumerate(arguments):
+        spelled.append(argument)
+        following = arguments[i + 1] if i + 1 < len(arguments) else "-x"
+        no_file = following.startswith("-") or following.endswith((".yaml", ".yml")) or "=" in following
+        if argument == "--json" and no_file and following != "-":
+            spelled.append("-")
+    return spelled

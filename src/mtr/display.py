@@ -1,0 +1,285 @@
+"""What people see: progress and summaries of a run, tables of a bench or a verification, a tree drawn in text.
+
+All of it goes to standard error but what a command was asked to show. Without a terminal progress is plain lines.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mtr.inspect import Inspection, Segment, segments
+from mtr.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mtr.generate import Played
+    from mtr.layout import Layout
+    from mtr.train import Summary
+
+
+def console(file: TextIO = sys.stderr) -> Console:
+    return Console(file=file, soft_wrap=True, highlight=False)
+
+
+class RunDisplay:
+    """Progress of a training run. Silent on all processes but the main one."""
+
+    def __init__(self, recipe: Recipe, num_steps: int, start: int, enabled: bool) -> None:
+        self._recipe = recipe
+        self._num_steps = num_steps
+        self._console = console()
+        self._console.quiet = not enabled
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (enabled and self._console.is_terminal),
+        )
+        self._task = self._progress.add_task("training", total=num_steps, completed=start, status="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin(self, model: Any, adapted: list[str], backend: str, state: Any, rows: int | None) -> None:
+        recipe = self._recipe
+        parameters = list(model.parameters())
+        trainable = sum(p.numel() for p in parameters if p.requires_grad)
+        total = sum(p.numel() for p in parameters)
+        self._say(f"model      {recipe.model.name_or_path}")
+        self._say(
+            f"           {total:,} parameters ({model.dtype}), {trainable:,} trained, attention {backend} "
+            f"on {state.device}, {state.num_processes} process(es)"
+        )
+        if adapted:
+            self._say(f"LoRA on    {', '.join(adapted)}")
+            if recipe.lora and recipe.lora.modules_to_save:
+                self._say(f"whole      {', '.join(recipe.lora.modules_to_save)}")
+        if recipe.lora and recipe.lora.dropout:
+            self._say(
+                "note       lora.dropout > 0: a shared trunk shares its dropout mask, so single_pass and per_turn "
+                "agree in expectation and not exactly"
+            )
+        length = f"{rows:,} rows" if rows is not None else "a stream"
+        self._say(
+            f"data       {length}, {recipe.training.conversations_per_step} conversations a step, "
+            f"{self._num_steps:,} steps, {recipe.sequence.strategy}"
+        )
+
+    def stepped(self, line: dict[str, Any]) -> None:
+        loss = "no turn to train" if line["loss"] is None else f"loss {line['loss']:.4f}"
+        self._progress.update(self._task, completed=line["step"], status=loss)
+        if not self._console.is_terminal:
+            norm = "" if line["grad_norm"] is None else f"  grad norm {line['grad_norm']:.3f}"
+            self._say(
+                f"step {line['step']}/{self._num_steps}  {loss}{norm}  lr {line['learning_rate']:.2e}  "
+                f"{line['tokens_per_second']:,.0f} tokens/s  ({line['per_turn_tokens_per_second']:,.0f} per-turn)"
+            )
+
+    def evaluated(self, line: dict[str, Any]) -> None:
+        self._say(f"step {line['step']}/{self._num_steps}  eval loss {line['eval_loss']:.4f}")
+
+    def played(self, step: int, played: Sequence[Played]) -> None:
+        right = sum(turn.exact_match for turn in played)
+        conversations = len({turn.conversation for turn in played})
+        self._say(
+            f"step {step}: {right} of {len(played)} held-out turns answered exactly "
+            f"({right / max(len(played), 1):.1%}), {conversations} conversations played turn by turn"
+        )
+
+    def end(self, summary: Summary) -> None:
+        counts, seconds = summary.counts, max(summary.seconds, 1e-9)
+        self._say("")
+        if summary.stopped_by:
+            self._say(f"stopped by signal {summary.stopped_by} after step {summary.steps}; go on with --resume")
+        self._say(
+            f"trained    {counts.conversations:,} conversations, {counts.turns:,} turns, "
+            f"{counts.supervised_tokens:,} supervised tokens in {summary.steps:,} steps"
+        )
+        self._say(
+            f"speed      {counts.tokens / seconds:,.0f} tokens/s; one pass per turn would have had to do "
+            f"{counts.per_turn_tokens / seconds:,.0f} tokens/s"
+        )
+        for reason, number in counts.untrained_turns.most_common():
+            self._say(f"not trained {number:,} turns: {reason}")
+        for reason, number in counts.untrained_rows.most_common():
+            self._say(f"not trained {number:,} rows: {reason}")
+        for note, number in counts.notes.most_common():
+            self._say(f"note       {number:,} turns: {note}")
+        if summary.empty_steps:
+            self._say(f"no update  {summary.empty_steps:,} steps had no turn to train")
+        if summary.nonfinite_steps:
+            self._say(f"no update  {summary.nonfinite_steps:,} steps had a loss or gradient that is not finite")
+        if summary.loss is not None:
+            evaluation = "" if summary.eval_loss is None else f", eval loss {summary.eval_loss:.4f}"
+            self._say(f"loss       {summary.loss:.4f} in the last step{evaluation}")
+        if len(summary.exact_match) == 2:
+            before, after = summary.exact_match
+            self._say(f"held out   {before:.1%} of turns answered exactly before training, {after:.1%} after")
+        kind = "adapter" if self._recipe.lora else "model"
+        self._say(f"{kind:<11}{summary.output_dir}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(escape(text))
+
+
+def show_verification(result: dict[str, Any], out: Console) -> None:
+    table = Table(title="single pass against one forward per turn", title_justify="left")
+    for column in ("", "single pass", "per turn", "relative difference", "tolerance"):
+        table.add_column(column, justify="left" if not column else "right")
+    difference, tolerance, loss = result["max_relative_difference"], result["tolerance"], result["loss"]
+    table.add_row(
+        "loss",
+        f"{loss['single_pass']:.12f}",
+        f"{loss['per_turn']:.12f}",
+        f"{difference['loss']:.1e}",
+        f"{tolerance['loss']:.0e}",
+    )
+    name = f"gradients ({result['tensors']} tensors)"
+    table.add_row(name, "", "", f"{difference['gradient']:.1e}", f"{tolerance['gradient']:.0e}")
+    out.print(table)
+    out.print(
+        f"{result['conversations']} conversations, {result['turns']} turns, {result['dtype']}, "
+        f"attention {result['attention']} on {result['device']}"
+    )
+    if result["zero_gradients"]:
+        out.print(f"zero on both sides: {', '.join(result['zero_gradients'])}")
+    out.print("[green]passed[/]" if result["passed"] else "[red]FAILED[/]: one pass is not the same as one pass per turn")
+
+
+def show_bench(result: dict[str, Any], out: Console) -> None:
+    shape = result["shape"]
+    table = Table(title=f"forward + backward, {result['repeats']} repeats on {result['device']}", title_justify="left")
+    for column in ("strategy", "attention", "tokens", "median s", "min-max s", "tokens/s", "conv/s", "peak GiB", "speed-up"):
+        table.add_column(column, justify="left" if column in ("strategy", "attention") else "right")
+    packed = result["cases"][1]["seconds"]["median"]
+    for case in result["cases"]:
+        seconds = case["seconds"]
+        table.add_row(
+            case["strategy"],
+            case["attention"],
+            f"{shape['num_tokens'][case['strategy']]:,}",
+            f"{seconds['median']:.3f}",
+            f"{seconds['min']:.3f}-{seconds['max']:.3f}",
+            f"{case['tokens_per_second']:,.0f}",
+            f"{case['conversations_per_second']:.2f}",
+            f"{case['peak_memory_bytes'] / 2**30:.2f}",
+            f"{packed / seconds['median']:.2f}x",
+        )
+    out.print(table)
+    speedup, limit = result["speedup"], result["limit"]
+    baseline = min(speedup.values())
+    out.print(
+        f"{shape['conversations']} conversations, {shape['turns']} turns, "
+        f"{shape['num_supervised_tokens']:,} supervised tokens"
+    )
+    out.print(
+        f"speed-up {speedup['vs_per_turn_packed']:.2f}x against packed, {speedup['vs_per_turn_padded']:.2f}x against padded; "
+        f"limit {limit['flops']:.2f}x by FLOPs, {limit['tokens']:.2f}x by tokens; "
+        f"{baseline / limit['flops']:.0%} of the FLOP limit against the faster baseline"
+    )
+    out.print(f"losses agree within {result['max_relative_loss_difference']:.1e}")
+
+
+def show_inspection(inspection: Inspection, tokenizer: Any, out: Console) -> None:
+    counts = inspection.num_tokens
+    out.print(f"[bold]row {inspection.index}[/]  {escape(inspection.conversation.where)}")
+    saved = counts["per_turn"] / max(counts["single_pass"], 1)
+    out.print(
+        f"single pass {counts['single_pass']:,} tokens, per turn {counts['per_turn']:,} ({saved:.2f}x), "
+        f"supervised {counts['supervised']:,}"
+    )
+    width = max(out.width - 44, 30)
+    table = Table(title="turns", title_justify="left", box=None, padding=(0, 1))
+    for column in ("turn", "message", "prompt", "completion", "supervised text"):
+        table.add_column(column, justify="left" if "text" in column else "right", no_wrap=True)
+    for turn in inspection.turns:
+        text = _cut(tokenizer.decode(turn.completion_ids), width) if turn.trained else f"not trained: {turn.reason}"
+        sizes = (len(turn.prompt_ids), len(turn.completion_ids))
+        table.add_row(str(turn.turn), str(turn.message_index), *map(str, sizes), escape(text))
+    out.print(table)
+    for number, layout in enumerate(inspection.layouts):
+        of = f" {number + 1} of {len(inspection.layouts)}" if len(inspection.layouts) > 1 else ""
+        _show_tree(layout, tokenizer, out, of)
+
+
+def _show_tree(layout: Layout, tokenizer: Any, out: Console, of: str) -> None:
+    parts = segments(layout)
+    first = {part.start: number for number, part in enumerate(parts)}
+    above = [_segment_of(int(layout.parent[part.start]), parts) for part in parts]
+    depth = [0] * len(parts)
+    forks = {a for a in above if above.count(a) > 1}
+    for number, a in enumerate(above):
+        if a is not None:
+            depth[number] = depth[a] + (a in forks and first[parts[number].start] != a + 1)
+    supervised = set(layout.predictor.tolist())
+    width = max(out.width - 62, 20)
+    table = Table(title=f"tree{of}: {layout.num_tokens:,} tokens", title_justify="left", box=None, padding=(0, 1))
+    for column in ("#", "segment", "tokens", "positions", "sees", "targets", "text"):
+        table.add_column(column, justify="left" if column in ("segment", "sees", "text") else "right", no_wrap=True)
+    for number, part in enumerate(parts):
+        low, high = layout.position_ids[part.start], layout.position_ids[part.end - 1]
+        seen = [str(other) for other in _seen(number, above)[:-1]]
+        name = f"{'  ' * depth[number]}{'└ ' if depth[number] else ''}{part.kind} {part.turn}"
+        table.add_row(
+            str(number),
+            name,
+            f"{part.start}-{part.end - 1}",
+            f"{low}-{high}",
+            _ranges([int(s) for s in seen]) or "-",
+            str(sum(i in supervised for i in range(part.start, part.end))),
+            escape(_cut(tokenizer.decode(layout.input_ids[part.start : part.end].tolist()), width)),
+        )
+    out.print(table)
+    out.print("mask by segment (row sees column):")
+    for number in range(min(len(parts), 48)):
+        seen_set = set(_seen(number, above))
+        row = "".join("◣" if c == number else "█" if c in seen_set else "·" for c in range(min(len(parts), 48)))
+        out.print(f"  {number:>3} {row}")
+    if len(parts) > 48:
+        out.print(f"  ... and {len(parts) - 48} more segments")
+
+
+def _segment_of(index: int, parts: Sequence[Segment]) -> int | None:
+    return next((n for n, part in enumerate(parts) if part.start <= index < part.end), None)
+
+
+def _seen(number: int, above: Sequence[int | None]) -> list[int]:
+    """Segments from the root down to this one."""
+    path = [number]
+    while (parent := above[path[-1]]) is not None:
+        path.append(parent)
+    return path[::-1]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    text: list[str] = []
+    start = previous = None
+    for number in [*numbers, None]:
+        if start is not None and previous is not None and number != previous + 1:
+            text.append(str(start) if start == previous else f"{start}-{previous}")
+            start = None
+        start = number if start is None else start
+        previous = number
+    return " ".join(text)
+
+
+def _cut(text: str, width: int) -> str:
+    """On one line, the middle left out."""
+    text = text.replace("\n", "⏎")
+    if len(text) <= width:
+        return text
+    half = (width - 3) // 2
+    return f"{text[:half]} … {text[-half:]}"

@@ -1,0 +1,97 @@
+"""Play conversations turn by turn, as inference does: the template strips the history, the model's own answers are in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from mtr.conversation import Conversation
+from mtr.model import use_own_attention, use_tree_attention
+from mtr.rendering import Renderer
+
+
+@dataclass(frozen=True)
+class Played:
+    """One generated turn beside its reference."""
+
+    conversation: str
+    turn: int
+    thinking: str
+    response: str
+    reference: str
+
+    @property
+    def exact_match(self) -> bool:
+        return self.response == self.reference
+
+    def as_row(self) -> dict[str, Any]:
+        return {**asdict(self), "exact_match": self.exact_match}
+
+
+@torch.no_grad()
+def play(model: Any, renderer: Renderer, conversations: Sequence[Conversation], max_new_tokens: int) -> list[Played]:
+    """Greedy, all conversations side by side. Turns that call tools are taken from the data, not generated."""
+    was_training = model.training
+    model.eval()
+    use_own_attention(model)
+    histories: list[list[dict[str, Any]]] = [[] for _ in conversations]
+    played: list[Played] = []
+    for index in range(max((len(c.messages) for c in conversations), default=0)):
+        asked = []
+        for number, conversation in enumerate(conversations):
+            if index >= len(conversation.messages):
+                continue
+            message = conversation.messages[index]
+            if message.role == "assistant" and not message.tool_calls and index > 0:
+                asked.append(number)
+            else:
+                histories[number].append(dict(message.data))
+        if not asked:
+            continue
+        prompts = [renderer.prompt(histories[n], conversations[n].tools) for n in asked]
+        for number, ids in zip(asked, _generate(model, renderer, prompts, max_new_tokens), strict=True):
+            conversation = conversations[number]
+            thinking, response = renderer.split(ids)
+            own = renderer.own(conversation.messages[index])
+            played.append(
+                Played(conversation.where, conversation.turns.index(index), thinking, response, own.response)
+            )
+            histories[number].append(
+                {"role": "assistant", "content": response} | ({"reasoning_content": thinking} if thinking else {})
+            )
+    use_tree_attention(model)
+    model.train(was_training)
+    return played
+
+
+def exact_match(played: Sequence[Played]) -> float:
+    """Share of turns, 0 to 1."""
+    return sum(turn.exact_match for turn in played) / max(len(played), 1)
+
+
+def _generate(model: Any, renderer: Renderer, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """Token ids after each prompt, the stop token left out; prompts are padded on the left."""
+    longest, pad = max(map(len, prompts)), renderer.pad_id
+    device = next(model.parameters()).device
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        use_cache=True,
+        eos_token_id=renderer.stop_ids,
+        pad_token_id=pad,
+    )
+    completions = []
+    for row in out[:, longest:].tolist():
+        end = next((i for i, token in enumerate(row) if token in renderer.stop_ids), len(row))
+        completions.append(row[:end])
+    return completions

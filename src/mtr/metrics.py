@@ -1,0 +1,118 @@
+"""What a run writes down: one JSON object a line, and the environment it ran in."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtr import __version__
+from mtr.steps import Counts
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+def environment(seed: int, device: torch.device, num_processes: int, date: str) -> dict[str, Any]:
+    cuda = device.type == "cuda"
+    return {
+        "mtr": __version__,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "cuda": torch.version.cuda if cuda else None,
+        "cpus": os.cpu_count(),
+        "num_processes": num_processes,
+        "seed": seed,
+        "date": date,
+    }
+
+
+_STATUS = Path("/proc/self/status")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes since the start or the last reset: allocated on CUDA, else the largest resident set of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if _STATUS.exists():
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new peak; without a way to do so (no /proc) the peak of the whole process stays."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def throughput(counts: Counts, seconds: float) -> dict[str, Any]:
+    """The counts of one or more steps as metrics.jsonl names them."""
+    return {
+        "num_conversations": counts.conversations,
+        "num_turns": counts.turns,
+        "num_tokens": counts.tokens,
+        "num_supervised_tokens": counts.supervised_tokens,
+        "num_per_turn_tokens": counts.per_turn_tokens,
+        "seconds": seconds,
+        "tokens_per_second": counts.tokens / seconds,
+        "per_turn_tokens_per_second": counts.per_turn_tokens / seconds,
+    }
+
+
+def write_json(path: Path | None, value: Any) -> str:
+    """Strict JSON, to a file (indented) or as one line: numbers that are not finite become null."""
+    text = json.dumps(_finite(value), indent=None if path is None else 2, ensure_ascii=False, allow_nan=False)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class MetricsFile:
+    """metrics.jsonl: appended and flushed line by line. Only the main process writes."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        """Lines of steps after `last_step`, and a torn last line, are cut: the run will write them again."""
+        self._path = path
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= last_step]
+            path.write_text("".join(kept))
+        self._file = path.open("a")
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(write_json(None, line) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        step = json.loads(line)["step"] if line.endswith("\n") else None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        step = None
+    return float("inf") if step is None else step

@@ -1,0 +1,267 @@
+"""Model and tokenizer, as the recipe asks for them, and the module whose forward is the loss of a pack."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtr.attention import (
+    IMPLEMENTATION,
+    Backend,
+    TreeAttention,
+    choose_backend,
+    layer_spans,
+    refusal,
+)
+from mtr.batch import Batch
+from mtr.errors import UserError
+from mtr.loss import weighted_nll
+from mtr.recipe import LoraSection, Recipe
+from mtr.rendering import Renderer
+
+log = logging.getLogger("mtr")
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TreeModel(nn.Module):
+    """A causal LM whose forward takes a pack and returns its sum(weight * nll)."""
+
+    def __init__(self, model: Any, backend: Backend) -> None:
+        super().__init__()
+        self.model = model
+        self.backend = backend
+        base = base_model(model)
+        self.spans = layer_spans(text_config(base.config))
+        self.head = OutputHead(base)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """[T, hidden size]: each token's last hidden state, as its own separate pass would compute it."""
+        tree = TreeAttention(batch.tree, self.spans, self.backend)
+        output = decoder(self.model)(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, tree=tree
+        ).last_hidden_state[0]
+        if not tree.calls:
+            raise UserError("its attention does not go through transformers' attention interface, so no mask reaches it")
+        hidden: Tensor = output
+        return hidden
+
+    def forward(self, batch: Batch | None, touch: bool = False) -> Tensor:
+        """sum(weight * nll) of a pack; 0 without one.
+
+        Args:
+            touch: let every trainable parameter take part, used or not: gradients are averaged over processes when
+                all of them have arrived.
+        """
+        loss = torch.zeros((), device=next(self.parameters()).device)
+        if batch is not None:
+            hidden = self.hidden(batch)[batch.predictor]
+            loss = weighted_nll(hidden, self.head, self.head.trainable(), batch.target_id, batch.weight)
+        if touch or batch is None:
+            loss = loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
+        return loss
+
+
+class OutputHead:
+    """Hidden states to logits, with what the model does after its output layer. Not a module: it owns no weight."""
+
+    def __init__(self, base: Any) -> None:
+        config = text_config(base.config)
+        self._base = base
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.scale = float(getattr(config, "logit_scale", None) or 1.0)
+        self.scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._base.get_output_embeddings()(hidden)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in self._base.get_output_embeddings().parameters() if p.requires_grad]
+
+
+def base_model(model: Any) -> Any:
+    """The transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder(model: Any) -> Any:
+    """The causal LM without its head."""
+    base = base_model(model)
+    found = base.get_decoder()
+    return found.model if found is base else found
+
+
+def text_config(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def use_own_attention(model: Any) -> None:
+    """Back to the model's own attention and causal mask, sdpa where it has it: generation, and the per-turn oracle."""
+    base = base_model(model)
+    base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
+
+
+def use_tree_attention(model: Any) -> None:
+    base_model(model).set_attn_implementation(IMPLEMENTATION)
+
+
+def load_tokenizer(recipe: Recipe) -> Any:
+    """
+    Raises:
+        UserError: nothing there, or it holds no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    name = _existing(recipe.model.name_or_path)
+    try:
+        return AutoTokenizer.from_pretrained(
+            name, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
+        raise UserError(f"model.name_or_path: no tokenizer can be loaded from {name}: {_first_line(error)}") from None
+
+
+def load_renderer(recipe: Recipe, tokenizer: Any) -> Renderer:
+    tags = (recipe.thinking.open, recipe.thinking.close)
+    return Renderer(
+        tokenizer,
+        recipe.template,
+        thinking=(tags[0], tags[1]) if tags[0] and tags[1] else None,
+        date=recipe.date,
+        stop_ids=_stop_ids(recipe.model.name_or_path),
+    )
+
+
+def load_config(recipe: Recipe) -> Any:
+    """The model's config, checked: a model that would not be exact is refused here, before its weights are read."""
+    from transformers import AutoConfig
+
+    name = _existing(recipe.model.name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(
+            name, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
+        raise UserError(f"model.name_or_path: no model config at {name}: {_first_line(error)}") from None
+    reason = refusal(text_config(config), recipe.sequence.max_length)
+    if reason:
+        raise UserError(f"{name} ({config.model_type}) cannot be trained exactly: {reason}")
+    return config
+
+
+def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None) -> Any:
+    """The causal LM with LoRA (or trained whole), on `device`, without dropout of its own.
+
+    Args:
+        dtype: of DTYPES; overrides the recipe's.
+
+    Raises:
+        UserError: the model cannot be loaded, would not be exact, or has no such modules.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from mtr.probe import check_exact
+
+    config = load_config(recipe)
+    choose_backend(recipe.model.attention, text_config(config), device)
+    check_exact(config, trust_remote_code=recipe.model.trust_remote_code)
+    asked = dtype or recipe.model.dtype
+    for key in _dropout_keys(config):
+        log.warning("%s of the model is set to 0: only lora.dropout is applied in training", key)
+        setattr(text_config(config), key, 0.0)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            recipe.model.name_or_path,
+            config=config,
+            revision=recipe.model.revision,
+            trust_remote_code=recipe.model.trust_remote_code,
+            dtype="auto" if asked == "auto" else DTYPES[asked],
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(
+            f"model.name_or_path: no weights can be loaded from {recipe.model.name_or_path}: {_first_line(error)}"
+        ) from None
+    model.to(device)
+    if model.dtype == torch.float64:
+        model.set_experts_implementation("eager")  # the grouped kernels have no float64
+    if recipe.lora is not None:
+        model = _add_lora(model, recipe.lora, recipe.training.seed)
+    elif model.dtype == torch.float16:
+        raise UserError("model.dtype: float16 weights cannot be trained whole; use bfloat16 or float32, or lora")
+    return model
+
+
+def _add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(
+            model,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=lora.target_modules,
+                modules_to_save=lora.modules_to_save,
+            ),
+        )
+    except ValueError as error:
+        raise UserError(f"lora: {_first_line(error)}") from None
+
+
+def adapted_modules(model: Any) -> list[str]:
+    """Names of the modules that LoRA adapted, layer numbers left out."""
+    names = {
+        ".".join("*" if part.isdigit() else part for part in name.split(".lora_")[0].split("."))
+        for name, _ in model.named_parameters()
+        if ".lora_A." in name
+    }
+    return sorted(name.removeprefix("base_model.model.") for name in names)
+
+
+def count_parameters(parameters: Sequence[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def _dropout_keys(config: Any) -> list[str]:
+    """Keys of the config that add noise in training: a shared trunk would share it, so the model has none."""
+    keys = vars(text_config(config)).items()
+    noisy = ("dropout", "pdrop", "jitter_noise")
+    return [key for key, value in keys if key.endswith(noisy) and isinstance(value, float) and value > 0]
+
+
+def _existing(name: str) -> str:
+    """Refuse what is plainly a path and not there, before it is asked for on the Hub."""
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name
+    if looks_local and not Path(name).is_dir() and ("/" in name or name.startswith(".")):
+        raise UserError(f"model.name_or_path: no such model folder: {name}")
+    return name
+
+
+def _stop_ids(name: str) -> list[int]:
+    """What the generation config stops at, the first one first; none if there is no generation config."""
+    from transformers import GenerationConfig
+
+    try:
+        eos = GenerationConfig.from_pretrained(name).eos_token_id
+    except (OSError, ValueError):
+        return []
+    return list(eos) if isinstance(eos, list) else [eos] if eos is not None else []
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

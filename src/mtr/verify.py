@@ -1,0 +1,167 @@
+"""Is one pass the same as N? Loss and every trainable gradient, on the user's model and data.
+
+The per-turn side shares nothing with the tree: each turn is a plain sequence, with the model's own attention, its own
+causal mask, its own logits, and a loss written out here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtr.attention import Backend, choose_backend
+from mtr.batch import build_batch
+from mtr.data import Mixture, open_data
+from mtr.errors import UserError
+from mtr.layout import View
+from mtr.model import TreeModel, load_model, load_renderer, load_tokenizer, text_config, use_own_attention, use_tree_attention
+from mtr.packing import build_layouts, build_packs
+from mtr.recipe import Recipe
+from mtr.steps import Builder
+
+TOLERANCE = {
+    "float64": {"loss": 1e-7, "gradient": 1e-6},
+    "float32": {"loss": 1e-4, "gradient": 1e-4},
+}
+"""transformers computes norms and some softmaxes in float32 whatever the model's dtype, hence not 1e-15."""
+
+
+def verify(recipe: Recipe, conversations: int = 4, dtype: str = "float64", attention: str | None = None) -> dict[str, Any]:
+    """Compare single pass with one forward per turn on the first conversations of `data.train`.
+
+    Args:
+        conversations: how many.
+        dtype: of TOLERANCE.
+        attention: a backend to test in place of the recipe's.
+
+    Returns:
+        What `mtr verify --json` prints.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = without_dropout(recipe)
+    if attention:
+        recipe = recipe.replace(model={"attention": attention})
+    renderer = load_renderer(recipe, load_tokenizer(recipe))
+    views = first_views(recipe, Builder(recipe, renderer), conversations)
+    model = load_model(recipe, device, dtype)
+    model.eval()
+    fill_lora_b(model, recipe.training.seed)
+    backend = _backend(recipe, model, device, dtype)
+    weight_sum = sum(float(view.weights.sum()) for group in views for view in group)
+
+    single_loss, single = _gradients(model, lambda: _single_pass(model, backend, recipe, views, weight_sum, device))
+    turn_loss, per_turn = _gradients(model, lambda: _per_turn(model, views, weight_sum, device))
+
+    differences = {name: _relative_difference(single[name], per_turn[name]) for name in per_turn}
+    zero = [name for name, value in differences.items() if value is None]
+    worst = max((value for value in differences.values() if value is not None), default=0.0)
+    loss_difference = abs(single_loss - turn_loss) / abs(turn_loss)
+    tolerance = TOLERANCE[dtype]
+    return {
+        "conversations": len(views),
+        "turns": sum(map(len, views)),
+        "dtype": dtype,
+        "attention": backend,
+        "device": str(device),
+        "loss": {"single_pass": single_loss, "per_turn": turn_loss},
+        "max_relative_difference": {"loss": loss_difference, "gradient": worst},
+        "tolerance": tolerance,
+        "tensors": len(differences),
+        "zero_gradients": zero,
+        "passed": loss_difference <= tolerance["loss"] and worst <= tolerance["gradient"],
+    }
+
+
+def without_dropout(recipe: Recipe) -> Recipe:
+    """A shared trunk shares its dropout mask, so equality is for dropout 0."""
+    return recipe if recipe.lora is None else recipe.replace(lora={"dropout": 0.0})
+
+
+def first_views(recipe: Recipe, builder: Builder, conversations: int) -> list[list[View]]:
+    """The views of the first conversations of `data.train`, those without a trained turn left out.
+
+    Raises:
+        UserError: there is no turn to train among them.
+    """
+    data = open_data(recipe.data, recipe.data.train)
+    if isinstance(data, Mixture):
+        first = (data.conversation(i) for i in range(min(conversations, len(data))))
+    else:
+        first = (c for c, _ in zip(data.conversations(0, 0, shuffle=False), range(conversations), strict=False))
+    rendered = [builder.turns(conversation) for conversation in first]
+    from mtr.steps import weigh
+
+    views = [own for turns in rendered if (own := weigh(turns, recipe.loss.weighting))]
+    if not views:
+        reasons = {turn.reason for turns in rendered for turn in turns}
+        raise UserError(f"data.train: no turn to train in the first {conversations} conversations ({reasons})")
+    return views
+
+
+def fill_lora_b(model: Any, seed: int) -> None:
+    """LoRA starts with B = 0, where half of the gradients vanish: a comparison needs it filled."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+def _backend(recipe: Recipe, model: Any, device: torch.device, dtype: str) -> Backend:
+    config = text_config(model.config)
+    if recipe.model.attention == "auto" and device.type == "cuda" and dtype == "float64":
+        return "sdpa" if model._supports_sdpa else "eager"  # flex's kernels have no float64
+    return choose_backend(recipe.model.attention, config, device)
+
+
+def _gradients(model: Any, run: Any) -> tuple[float, dict[str, Tensor]]:
+    model.zero_grad(set_to_none=True)
+    loss = run()
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    model.zero_grad(set_to_none=True)
+    return loss, gradients
+
+
+def _single_pass(
+    model: Any, backend: Backend, recipe: Recipe, views: list[list[View]], weight_sum: float, device: torch.device
+) -> float:
+    use_tree_attention(model)
+    tree_model = TreeModel(model, backend)
+    budget = recipe.sequence.max_tokens
+    layouts = [layout for group in views for layout in build_layouts(group, "single_pass", budget)]
+    total = 0.0
+    for pack in build_packs(layouts, budget)[0]:
+        loss = tree_model(build_batch(pack, 128 if backend == "flex" else 1).to(device)) / weight_sum
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def _per_turn(model: Any, views: list[list[View]], weight_sum: float, device: torch.device) -> float:
+    use_own_attention(model)
+    total = 0.0
+    for view in (view for group in views for view in group):
+        ids = torch.tensor([*view.prompt_ids.tolist(), *view.completion_ids.tolist()], device=device)
+        logits = model(input_ids=ids[None], use_cache=False).logits[0]
+        first = len(view.prompt_ids)
+        predicted = logits[first - 1 : -1].log_softmax(dim=-1)
+        nll = -predicted.gather(1, ids[first:, None])[:, 0]
+        loss = (nll * torch.from_numpy(view.weights).to(nll)).sum() / weight_sum
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def _relative_difference(one: Tensor, other: Tensor) -> float | None:
+    """max|g1 - g2| / max|g2|; None where both are zero."""
+    scale = float(other.abs().max())
+    difference = float((one - other).abs().max())
+    if scale == 0.0:
+        return None if difference == 0.0 else float("inf")
+    return difference / scale
