@@ -314,9 +314,7 @@ def as_text(tokenizer: PreTrainedTokenizerFast, document: str | list[Message]) -
     return str(rendered)
 
 
-def token_blocks(
-    tokenizer: PreTrainedTokenizerFast, rng: random.Random, rows: int, width: int
-) -> torch.Tensor:
+def token_blocks(tokenizer: PreTrainedTokenizerFast, rng: random.Random, rows: int, width: int) -> torch.Tensor:
     """The corpus's documents one after another, cut into rows of tokens."""
     ids: list[int] = []
     corpus = documents(rng)

@@ -87,7 +87,8 @@ def _attend(
         case "sdpa":
             from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-            assert softcap is None and s_aux is None, f"{name}: sdpa has no soft cap and no sinks"
+            assert softcap is None, f"{name}: sdpa has no soft cap"
+            assert s_aux is None, f"{name}: sdpa has no sinks"
             mask = tree.make(dense_mask, span)[None, None]
             out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scale, is_causal=False)
         case "eager":
@@ -101,9 +102,9 @@ def _attend(
 def _additive_mask(tree: Tree, span: Span, dtype: torch.dtype) -> Tensor:
     """[1, 1, T, T]: eager attention adds its mask."""
     dense = dense_mask(tree, span)
-    return torch.zeros(dense.shape, dtype=dtype, device=dense.device).masked_fill_(
-        ~dense, torch.finfo(dtype).min
-    )[None, None]
+    return torch.zeros(dense.shape, dtype=dtype, device=dense.device).masked_fill_(~dense, torch.finfo(dtype).min)[
+        None, None
+    ]
 
 
 AttentionInterface.register(IMPLEMENTATION, _attend)
@@ -139,7 +140,9 @@ def refusal(config: Any, max_length: int) -> str | None:
     ropes = getattr(config, "rope_parameters", None) or {}
     for rope in [ropes, *(value for value in ropes.values() if isinstance(value, dict))]:
         kind = rope.get("rope_type")
-        limit = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", 0)
+        limit: int = (
+            rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None) or 0
+        )
         if kind in ("dynamic", "longrope") and max_length > limit:
             return (
                 f"its {kind} RoPE depends on the longest position of the batch beyond {limit}; "
@@ -157,9 +160,7 @@ def choose_backend(asked: str, config: Any, device: torch.device) -> Backend:
     if asked == "auto":
         return "flex" if device.type == "cuda" else "segment"
     if asked == "flex" and device.type != "cuda":
-        raise UserError(
-            f"model.attention: flex trains on CUDA only and this is {device.type}; use attention: auto"
-        )
+        raise UserError(f"model.attention: flex trains on CUDA only and this is {device.type}; use attention: auto")
     if asked == "segment" and device.type != "cpu":
         raise UserError("model.attention: segment runs on the CPU only; use attention: auto")
     if asked == "sdpa" and (special := _beyond_sdpa(config)):

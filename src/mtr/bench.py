@@ -81,7 +81,7 @@ def bench(recipe: Recipe, conversations: int = 8, repeats: int = 5) -> dict[str,
     measured = _measure(cases, model, repeats, device)
     weight_sum = sum(float(view.weights.sum()) for group in views for view in group)
     supervised = sum(len(view.completion_ids) for group in views for view in group)
-    results = []
+    results: list[dict[str, Any]] = []
     for case, (seconds, memory, loss) in zip(cases, measured, strict=True):
         median = statistics.median(seconds)
         results.append(
@@ -145,9 +145,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _packed_case(
-    strategy: str, model: Any, recipe: Recipe, layouts: list[Layout], device: torch.device
-) -> Case:
+def _packed_case(strategy: str, model: Any, recipe: Recipe, layouts: list[Layout], device: torch.device) -> Case:
     backend = choose_backend(recipe.model.attention, text_config(base_model(model).config), device)
     tree_model = TreeModel(model, backend)
     packs = build_packs(layouts, recipe.sequence.max_tokens)[0]
@@ -190,7 +188,7 @@ def _padded_case(model: Any, views: list[View], budget: int, device: torch.devic
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
             ).last_hidden_state
             at = hidden.flatten(0, 1)[batch.predictor]
-            total += _backward(weighted_nll(at, head, head.trainable(), batch.target_id, batch.weight))
+            total += _backward(weighted_nll(at, head, head.trainable(), batch.target_id, batch.weight, head.chunk))
         return total
 
     attention = "sdpa" if base_model(model)._supports_sdpa else "eager"
@@ -218,7 +216,7 @@ def _pad(views: list[View], device: torch.device, pad_id: int) -> _Padded:
 
 
 def _backward(loss: Tensor) -> float:
-    loss.backward()
+    torch.autograd.backward(loss)
     return float(loss.detach())
 
 
@@ -254,9 +252,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     shape = result["shape"]
     axes.set_xlabel("seconds for forward and backward (median, min to max)")
-    axes.set_title(
-        f"{shape['conversations']} conversations, {shape['turns']} turns on {result['device']}", fontsize=10
-    )
+    axes.set_title(f"{shape['conversations']} conversations, {shape['turns']} turns on {result['device']}", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,8 @@
       recipe.yaml, environment.json, metrics.jsonl
       checkpoint-20/                                   the same weights, optimizer and schedule
 
-There is no random state to save: each step seeds its own (see `mtr.train`). A checkpoint is written under another name, flushed to the disk and renamed, so one that has its name is whole.
+There is no random state to save: each step seeds its own (see `mtr.train`). A checkpoint is written under another
+name, flushed to the disk and renamed, so one that has its name is whole.
 """
 
 from __future__ import annotations

@@ -121,7 +121,9 @@ def inspect(
     index: Annotated[int, typer.Option(min=0, help="Row of data.train, counted from 0 in file order.")] = 0,
     every: Annotated[bool, typer.Option("--all", help="Every row, one JSON object a line.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    prove: Annotated[bool, typer.Option("--verify", help="Prove that the tree's paths are the turns; exit 1 if not.")] = False,
+    prove: Annotated[
+        bool, typer.Option("--verify", help="Prove that the tree's paths are the turns; exit 1 if not.")
+    ] = False,
 ) -> None:
     """Show how a conversation is laid out: turns, tree, what each token sees, what is supervised. Needs no weights."""
     failed = False

@@ -139,14 +139,20 @@ class Stream:
 
         streams = []
         for stream, name, _ in self.sources:
-            named = stream.map(lambda row, index, name=name: {"mtr_where": f"{name}, row {index + 1}", **row}, with_indices=True)
+            named = stream.map(
+                lambda row, index, name=name: {"mtr_where": f"{name}, row {index + 1}", **row},
+                with_indices=True,
+            )
             streams.append(named.shuffle(seed=seed + epoch, buffer_size=self.buffer) if shuffle else named)
         weights = [weight for *_, weight in self.sources]
         mixed = (
             streams[0]
             if len(streams) == 1
             else interleave_datasets(
-                streams, [w / sum(weights) for w in weights], seed=seed + epoch, stopping_strategy="all_exhausted"
+                streams,
+                [w / sum(weights) for w in weights],
+                seed=seed + epoch,
+                stopping_strategy="all_exhausted",
             )
         )
         for row in mixed:
@@ -241,9 +247,7 @@ def _open_hub(source: Source, streaming: bool) -> Any:
     from datasets import load_dataset
 
     try:
-        data = load_dataset(
-            source.path, source.name, split=source.split, revision=source.revision, streaming=streaming
-        )
+        data = load_dataset(source.path, source.name, split=source.split, revision=source.revision, streaming=streaming)
     except Exception as error:  # the Hub client raises its own kinds
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"data: {source.path} is no file here, and the Hub says: {reason}") from None

@@ -156,13 +156,25 @@ def show_verification(result: dict[str, Any], out: Console) -> None:
     )
     if result["zero_gradients"]:
         out.print(f"zero on both sides: {', '.join(result['zero_gradients'])}")
-    out.print("[green]passed[/]" if result["passed"] else "[red]FAILED[/]: one pass is not the same as one pass per turn")
+    out.print(
+        "[green]passed[/]" if result["passed"] else "[red]FAILED[/]: one pass is not the same as one pass per turn"
+    )
 
 
 def show_bench(result: dict[str, Any], out: Console) -> None:
     shape = result["shape"]
     table = Table(title=f"forward + backward, {result['repeats']} repeats on {result['device']}", title_justify="left")
-    for column in ("strategy", "attention", "tokens", "median s", "min-max s", "tokens/s", "conv/s", "peak GiB", "speed-up"):
+    for column in (
+        "strategy",
+        "attention",
+        "tokens",
+        "median s",
+        "min-max s",
+        "tokens/s",
+        "conv/s",
+        "peak GiB",
+        "speed-up",
+    ):
         table.add_column(column, justify="left" if column in ("strategy", "attention") else "right")
     packed = result["cases"][1]["seconds"]["median"]
     for case in result["cases"]:
@@ -186,7 +198,8 @@ def show_bench(result: dict[str, Any], out: Console) -> None:
         f"{shape['num_supervised_tokens']:,} supervised tokens"
     )
     out.print(
-        f"speed-up {speedup['vs_per_turn_packed']:.2f}x against packed, {speedup['vs_per_turn_padded']:.2f}x against padded; "
+        f"speed-up {speedup['vs_per_turn_packed']:.2f}x against packed, "
+        f"{speedup['vs_per_turn_padded']:.2f}x against padded; "
         f"limit {limit['flops']:.2f}x by FLOPs, {limit['tokens']:.2f}x by tokens; "
         f"{baseline / limit['flops']:.0%} of the FLOP limit against the faster baseline"
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 _CHECKED_TEXTS = 16
 _REMEMBERED_PIECES = 20_000
-_SAMPLE = "A word, 3 digits: 123.\n\n  Two spaces; naïve café 你好 🙂\t{\"key\": [1.5, null]}\n"
+_SAMPLE = 'A word, 3 digits: 123.\n\n  Two spaces; naïve café 你好 🙂\t{"key": [1.5, null]}\n'
 
 
 class Encoder:

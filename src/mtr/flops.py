@@ -25,16 +25,15 @@ def count_flops(model: Any, layouts: Sequence[Layout]) -> float:
     predictors = sum(len(layout.predictor) for layout in layouts)
     head = base_model(model).get_output_embeddings()
     linear = _per_token(decoder(model), config) * tokens + _per_token(head, config) * predictors
-    attention = sum(
-        sum(_pairs(layout, span) for layout in layouts) * _per_pair(config) for span in layer_spans(config)
-    )
+    attention = sum(sum(_pairs(layout, span) for layout in layouts) * _per_pair(config) for span in layer_spans(config))
     return linear + attention
 
 
 def _per_token(module: nn.Module, config: Any) -> float:
     """FLOP of the matrix products of a module for one token."""
     experts = next(
-        (n for key in ("num_experts", "num_local_experts", "n_routed_experts") if (n := getattr(config, key, None))), 0
+        (n for key in ("num_experts", "num_local_experts", "n_routed_experts") if (n := getattr(config, key, None))),
+        0,
     )
     active = getattr(config, "num_experts_per_tok", None) or 1
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
@@ -52,7 +51,7 @@ def _per_pair(config: Any) -> float:
     rope = getattr(config, "qk_rope_head_dim", None)
     key = config.qk_nope_head_dim + rope if rope and hasattr(config, "qk_nope_head_dim") else size
     value = getattr(config, "v_head_dim", None) or size
-    return 6.0 * config.num_attention_heads * (key + value)
+    return float(6 * config.num_attention_heads * (key + value))
 
 
 def _pairs(layout: Layout, span: Span) -> int:

@@ -1,4 +1,4 @@
-"""Play conversations turn by turn, as inference does: the template strips the history, the model's own answers are in it."""
+"""Play conversations turn by turn, as inference does: the model's own answers are in the history, stripped."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ def play(model: Any, renderer: Renderer, conversations: Sequence[Conversation], 
             conversation = conversations[number]
             thinking, response = renderer.split(ids)
             own = renderer.own(conversation.messages[index])
-            played.append(
-                Played(conversation.where, conversation.turns.index(index), thinking, response, own.response)
-            )
+            played.append(Played(conversation.where, conversation.turns.index(index), thinking, response, own.response))
             histories[number].append(
                 {"role": "assistant", "content": response} | ({"reasoning_content": thinking} if thinking else {})
             )

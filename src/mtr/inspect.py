@@ -45,7 +45,11 @@ def inspect_conversation(builder: Builder, conversation: Conversation, index: in
     turns = builder.turns(conversation)
     views = weigh(turns, recipe.loss.weighting)
     single = build_layouts(views, "single_pass", recipe.sequence.max_tokens)
-    layouts = single if recipe.sequence.strategy == "single_pass" else build_layouts(views, "per_turn", recipe.sequence.max_tokens)
+    layouts = (
+        single
+        if recipe.sequence.strategy == "single_pass"
+        else build_layouts(views, "per_turn", recipe.sequence.max_tokens)
+    )
     counts = {
         "single_pass": sum(layout.num_tokens for layout in single),
         "per_turn": sum(view.num_tokens for view in views),
@@ -59,10 +63,7 @@ def describe(inspection: Inspection) -> dict[str, Any]:
     layouts = inspection.layouts
     trees = [
         (
-            {
-                name: getattr(layout, name).tolist()
-                for name in ("input_ids", "position_ids", "subtree_end", "parent")
-            },
+            {name: getattr(layout, name).tolist() for name in ("input_ids", "position_ids", "subtree_end", "parent")},
             {name: getattr(layout, name).tolist() for name in ("predictor", "target_id", "weight")},
             [vars(segment) for segment in segments(layout)],
         )
@@ -139,7 +140,7 @@ def check(inspection: Inspection, weighting: str) -> list[str]:
         ids = view.ids.tolist()
         for i in range(len(view.prompt_ids), len(ids)):
             if view.weights[i - len(view.prompt_ids)] > 0:
-                wanted[tuple(ids[:i]), ids[i]] += view.weights[i - len(view.prompt_ids)]  # type: ignore[assignment]
+                wanted[tuple(ids[:i]), ids[i]] += view.weights[i - len(view.prompt_ids)]
     found: Counter[tuple[tuple[int, ...], int]] = Counter()
     for layout in inspection.layouts:
         paths = [path_to(layout, i) for i in range(layout.num_tokens)]

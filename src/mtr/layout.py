@@ -29,11 +29,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class View:
-    """One turn as inference sees it, ready to merge: prompt then completion, and the weight of each completion token."""
+    """One turn as inference sees it, ready to merge."""
 
     prompt_ids: Ints
     completion_ids: Ints
     weights: Floats
+    """Of each completion token in the loss."""
     turn: int = 0
     """Index of the turn in its conversation."""
 

@@ -15,10 +15,21 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 Head = Callable[[Tensor], Tensor]
+_MOST_LOGITS = 2**25
+
+
+def chunk_size(vocabulary: int) -> int:
+    """Predictors a chunk, so that its logits stay near 128 MiB in float32."""
+    return max(64, min(4096, _MOST_LOGITS // vocabulary))
 
 
 def weighted_nll(
-    hidden: Tensor, head: Head, parameters: list[nn.Parameter], target_id: Tensor, weight: Tensor, chunk: int = 1024
+    hidden: Tensor,
+    head: Head,
+    parameters: list[nn.Parameter],
+    target_id: Tensor,
+    weight: Tensor,
+    chunk: int,
 ) -> Tensor:
     """sum(weight * nll), a scalar in float32 (float64 where the model is).
 
@@ -41,7 +52,13 @@ class _WeightedNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, target_id: Tensor, weight: Tensor, head: Head, chunk: int, *parameters: nn.Parameter
+        ctx: Any,
+        hidden: Tensor,
+        target_id: Tensor,
+        weight: Tensor,
+        head: Head,
+        chunk: int,
+        *parameters: nn.Parameter,
     ) -> Tensor:
         losses, grad_hidden = [], torch.empty_like(hidden)
         grads = [torch.zeros_like(p) for p in parameters]
@@ -68,7 +85,7 @@ class _WeightedNLL(torch.autograd.Function):
 
 
 def _chunks(hidden: Tensor, target_id: Tensor, weight: Tensor, chunk: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    return list(zip(hidden.split(chunk), target_id.split(chunk), weight.split(chunk), strict=True))
+    return list(zip(*(torch.split(x, chunk) for x in (hidden, target_id, weight)), strict=True))
 
 
 def _chunk_loss(head: Head, hidden: Tensor, target_id: Tensor, weight: Tensor) -> Tensor:

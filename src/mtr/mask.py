@@ -14,6 +14,7 @@ Shapes: T tokens of a pack, B block size. `True` = may attend.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -168,11 +169,7 @@ def tile_plan(tree: Tree, span: Span = FULL) -> list[QueryBlock]:
             token = int(parent[first])
         for block_start, block_end in _cut_queries(start, end, int(position[start]), span):
             pieces = above[::-1] + ([(start, block_start)] if block_start > start else [])
-            tiles = [
-                tile
-                for piece in pieces
-                for tile in _tiles(piece, (block_start, block_end), position, span)
-            ]
+            tiles = [tile for piece in pieces for tile in _tiles(piece, (block_start, block_end), position, span)]
             tiles += _own_tiles(block_start, block_end, position, span)
             plan.append(QueryBlock(block_start, block_end, tuple(tiles)))
     return plan
@@ -186,7 +183,7 @@ def _cut_queries(start: int, end: int, depth: int, span: Span) -> list[tuple[int
         cuts = [start, *range(first, end, span.size), end]
     else:
         cuts = [*range(start, end, max(span.size, 64)), end]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(itertools.pairwise(cuts))
 
 
 def _tiles(keys: tuple[int, int], queries: tuple[int, int], position: Ints, span: Span) -> list[Tile]:

@@ -21,13 +21,18 @@ from mtr.attention import (
 )
 from mtr.batch import Batch
 from mtr.errors import UserError
-from mtr.loss import weighted_nll
+from mtr.loss import chunk_size, weighted_nll
 from mtr.recipe import LoraSection, Recipe
 from mtr.rendering import Renderer
 
 log = logging.getLogger("mtr")
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 class TreeModel(nn.Module):
@@ -48,7 +53,9 @@ class TreeModel(nn.Module):
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, tree=tree
         ).last_hidden_state[0]
         if not tree.calls:
-            raise UserError("its attention does not go through transformers' attention interface, so no mask reaches it")
+            raise UserError(
+                "its attention does not go through transformers' attention interface, so no mask reaches it"
+            )
         hidden: Tensor = output
         return hidden
 
@@ -62,7 +69,9 @@ class TreeModel(nn.Module):
         loss = torch.zeros((), device=next(self.parameters()).device)
         if batch is not None:
             hidden = self.hidden(batch)[batch.predictor]
-            loss = weighted_nll(hidden, self.head, self.head.trainable(), batch.target_id, batch.weight)
+            loss = weighted_nll(
+                hidden, self.head, self.head.trainable(), batch.target_id, batch.weight, self.head.chunk
+            )
         if touch or batch is None:
             loss = loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return loss
@@ -74,6 +83,7 @@ class OutputHead:
     def __init__(self, base: Any) -> None:
         config = text_config(base.config)
         self._base = base
+        self.chunk = chunk_size(config.vocab_size)
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.scale = float(getattr(config, "logit_scale", None) or 1.0)
         self.scale /= float(getattr(config, "logits_scaling", None) or 1.0)

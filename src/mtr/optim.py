@@ -30,9 +30,7 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
         case "adafactor":
             from transformers.optimization import Adafactor
 
-            optimizer: torch.optim.Optimizer = Adafactor(
-                groups, lr=rate, scale_parameter=False, relative_step=False
-            )
+            optimizer: torch.optim.Optimizer = Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
             return optimizer
 
 

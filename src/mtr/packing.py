@@ -33,11 +33,7 @@ def build_layouts(views: Sequence[View], strategy: Strategy, max_tokens: int) ->
     trees: list[Tree] = []
     for view in views:
         assert view.num_tokens <= max_tokens, "max_length <= max_tokens keeps every view within a pack"
-        if (
-            strategy == "per_turn"
-            or not trees
-            or trees[-1].num_tokens + trees[-1].new_tokens(view.ids) > max_tokens
-        ):
+        if strategy == "per_turn" or not trees or trees[-1].num_tokens + trees[-1].new_tokens(view.ids) > max_tokens:
             trees.append(Tree())
         trees[-1].add(view)
     return [tree.layout() for tree in trees]

@@ -28,7 +28,11 @@ def check_exact(config: Any, trust_remote_code: bool = False) -> None:
     Raises:
         UserError: the architecture is not exact under a tree mask, with the reason.
     """
-    _check(type(config), json.dumps(config.to_dict(), default=str, sort_keys=True), _Held(config), trust_remote_code)
+    _check(
+        json.dumps(config.to_dict(), default=str, sort_keys=True),
+        _Held(config),
+        trust_remote_code,
+    )
 
 
 class _Held:
@@ -45,7 +49,7 @@ class _Held:
 
 
 @functools.lru_cache(maxsize=8)
-def _check(kind: type, key: str, held: _Held, trust_remote_code: bool) -> None:
+def _check(key: str, held: _Held, trust_remote_code: bool) -> None:
     config = held.config
     try:
         difference = probe(shrink(config), trust_remote_code)

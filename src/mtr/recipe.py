@@ -133,9 +133,9 @@ class TrainingSection(Section):
     max_steps: Positive | None = None
     """Overrides num_train_epochs and repeats the data as needed."""
     learning_rate: Annotated[float, Field(gt=0)] = 2.0e-4
-    lr_scheduler_type: Literal[
-        "linear", "cosine", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
-    ] = "cosine"
+    lr_scheduler_type: Literal["linear", "cosine", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"] = (
+        "cosine"
+    )
     warmup_steps: Annotated[float, Field(ge=0)] = 0.03
     """A number of steps, or below 1 a share of all steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

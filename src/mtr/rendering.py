@@ -54,7 +54,7 @@ class Turn:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The turn cannot be rendered right; the text is the reason."""
 
 
@@ -98,9 +98,7 @@ class Renderer:
         self._encode = Encoder(tokenizer)
         self.arguments = dict(template or {})
         self.day = Date.fromisoformat(date) if date else Date.today()
-        self.special_ids = {
-            i for i, token in tokenizer.added_tokens_decoder.items() if token.special
-        } | set(stop_ids)
+        self.special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(stop_ids)
         eos = tokenizer.eos_token_id
         if eos is not None:
             self.special_ids.add(eos)
@@ -110,7 +108,7 @@ class Renderer:
         try:
             probe = [{"role": "user", "content": "x"}]
             bare, prompted = self._render(probe), self._render(probe, generation=True)
-        except _Refused as error:
+        except _RefusedError as error:
             raise UserError(f"{tokenizer.name_or_path}: the chat template fails on one user message: {error}") from None
         self.generation_prompt = prompted.removeprefix(bare) if prompted.startswith(bare) else ""
         self.tags = thinking or self._find_tags()
@@ -130,7 +128,7 @@ class Renderer:
             reason, notes = None, draft[2]
             try:
                 completion_ids = self._end_at_stop(completion_ids)
-            except _Refused as error:
+            except _RefusedError as error:
                 reason = str(error)
             if not prompt_ids:
                 reason = reason or "the prompt is empty, so nothing predicts the first token"
@@ -163,7 +161,7 @@ class Renderer:
             prompt = self._render(history, conversation.tools, generation=True)
             own = self.own(conversation.messages[index])
             return prompt, *self._completion(history, own, conversation.tools, prompt)
-        except _Refused as error:
+        except _RefusedError as error:
             return str(error)
 
     def _render(self, messages: list[dict[str, Any]], tools: Any = None, generation: bool = False) -> str:
@@ -177,7 +175,7 @@ class Renderer:
                 **self.arguments,
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            raise _Refused(f"the chat template refuses it: {' '.join(str(error).split())}") from None
+            raise _RefusedError(f"the chat template refuses it: {' '.join(str(error).split())}") from None
         assert isinstance(text, str)
         return text
 
@@ -197,9 +195,9 @@ class Renderer:
     def _completion(
         self, history: list[dict[str, Any]], own: Own, tools: Any, prompt: str
     ) -> tuple[str, tuple[str, ...]]:
-        """The first spelling of the turn's own message whose rendering holds what the message says, else a built one."""
+        """The first spelling of the turn's own message that survives rendering, else a built completion."""
         if own.thinking and self._state(prompt) == "closed":
-            raise _Refused(
+            raise _RefusedError(
                 "it has thinking, but the generation prompt closes the thinking before it starts; "
                 "open it with the template's switch, e.g. template: {enable_thinking: true} or {thinking: true}"
             )
@@ -207,7 +205,7 @@ class Renderer:
         for spelling in self._spellings(own):
             try:
                 completion = self._following(history, spelling, tools, prompt)
-            except _Refused as error:
+            except _RefusedError as error:
                 problem = problem or str(error)
                 continue
             missing = _missing(completion, own, own.thinking)
@@ -216,7 +214,7 @@ class Renderer:
             problem = problem or missing
         if own.thinking and "thinking" in problem:
             return self._built(history, own, tools, prompt)
-        raise _Refused(problem)
+        raise _RefusedError(problem)
 
     def _spellings(self, own: Own) -> list[dict[str, Any]]:
         """As the data spells it; then the thinking in each field templates read, and inline."""
@@ -263,15 +261,15 @@ class Renderer:
         own_text = marked.find(_SENTINEL)
         start = marked.rfind(header, 0, own_text) if header and own_text >= 0 else -1
         if start < 0 or not full.startswith(marked[: start + len(header)]):
-            raise _Refused("the generation prompt is not part of the turn's own rendering, so inference never sees it")
+            raise _RefusedError(
+                "the generation prompt is not part of the turn's own rendering, so inference never sees it"
+            )
         return start + len(header)
 
-    def _built(
-        self, history: list[dict[str, Any]], own: Own, tools: Any, prompt: str
-    ) -> tuple[str, tuple[str, ...]]:
+    def _built(self, history: list[dict[str, Any]], own: Own, tools: Any, prompt: str) -> tuple[str, tuple[str, ...]]:
         """For templates that never render a turn's own thinking: prompt + thinking + close tag + response + stop."""
         if self.tags is None:
-            raise _Refused(
+            raise _RefusedError(
                 "the template never renders its thinking and no think tags were found; "
                 "name them in the recipe, thinking: {open: <think>, close: </think>}"
             )
@@ -280,7 +278,7 @@ class Renderer:
         bare["content"] = own.response
         rest = self._following(history, bare, tools, prompt)
         if missing := _missing(rest, own, ""):
-            raise _Refused(missing)
+            raise _RefusedError(missing)
         head, close, after = rest.partition(closed)
         if close and not head.replace(opened, "").strip():  # the template's own empty thinking
             rest = after.lstrip("\n")
@@ -326,7 +324,7 @@ class Renderer:
         if end and ids[end - 1] in self.special_ids:
             return ids[:end]
         if not self.stop_ids:
-            raise _Refused("neither the template, the generation config nor the tokenizer says what ends a turn")
+            raise _RefusedError("neither the template, the generation config nor the tokenizer says what ends a turn")
         return [*ids[:end], self.stop_ids[0]]
 
 

@@ -27,6 +27,15 @@ class _Options(NamedTuple):
     softcap: float | None
 
 
+class _Rows(NamedTuple):
+    """What the backward knows of a query block."""
+
+    grad_out: Tensor
+    query: Tensor
+    out: Tensor
+    lse: Tensor
+
+
 def segment_attention(
     query: Tensor,
     key: Tensor,
@@ -95,10 +104,10 @@ class _SegmentAttention(torch.autograd.Function):
         grad_query, grad_key, grad_value = (torch.zeros_like(x, dtype=dtype) for x in (query, key, value))
         for block in ctx.plan:
             rows = slice(block.start, block.end)
-            at_rows = [x[:, :, rows] for x in (grad_out, query, out, lse)]
+            at_rows = _Rows(*(x[:, :, rows] for x in (grad_out, query, out, lse)))
             for tile in block.tiles:
                 keys = slice(tile.start, tile.end)
-                dq, dk, dv = _attend_backward(*at_rows, key, value, tile, ctx.options)
+                dq, dk, dv = _attend_backward(at_rows, key, value, tile, ctx.options)
                 grad_query[:, :, rows] += dq
                 grad_key[:, :, keys] += dk
                 grad_value[:, :, keys] += dv
@@ -110,9 +119,7 @@ class _SegmentAttention(torch.autograd.Function):
         return (*grads, grad_sinks, None, None)
 
 
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, tile: Tile, options: _Options
-) -> tuple[Tensor, Tensor]:
+def _attend(query: Tensor, key: Tensor, value: Tensor, tile: Tile, options: _Options) -> tuple[Tensor, Tensor]:
     """One tile: out [1, H, q, D] and its log-sum-exp [1, H, q]."""
     key, value = key[:, :, tile.start : tile.end], value[:, :, tile.start : tile.end]
     if options.softcap is not None:
@@ -120,46 +127,36 @@ def _attend(
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, tile.causal, attn_mask=_additive(tile.mask, query), scale=options.scale
     )
-    out, lse = out.to(lse.dtype), lse
+    out = out.to(lse.dtype)
     if tile.mask is not None:  # the kernel reports 0 for rows that see nothing of the tile
         lse = lse.masked_fill(~tile.mask.any(dim=1), float("-inf"))
     return out, lse
 
 
 def _attend_backward(
-    grad_out: Tensor,
-    query: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tile: Tile,
-    options: _Options,
+    at_rows: _Rows, key: Tensor, value: Tensor, tile: Tile, options: _Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """This tile's part of the gradients, given the joined `out` and `lse`."""
     key, value = key[:, :, tile.start : tile.end], value[:, :, tile.start : tile.end]
     if options.softcap is not None:
-        return _explicit_backward(grad_out, query, out, lse, key, value, tile, options)
-    grads: tuple[Tensor, Tensor, Tensor] = (
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_out,
-            query,
-            key,
-            value,
-            out,
-            lse,
-            0.0,
-            tile.causal,
-            attn_mask=_additive(tile.mask, query),
-            scale=options.scale,
-        )
+        return _explicit_backward(at_rows, key, value, tile, options)
+    grad_out, query, out, lse = at_rows
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_out,
+        query,
+        key,
+        value,
+        out,
+        lse,
+        0.0,
+        tile.causal,
+        attn_mask=_additive(tile.mask, query),
+        scale=options.scale,
     )
     return grads
 
 
-def _explicit(
-    query: Tensor, key: Tensor, value: Tensor, tile: Tile, options: _Options
-) -> tuple[Tensor, Tensor]:
+def _explicit(query: Tensor, key: Tensor, value: Tensor, tile: Tile, options: _Options) -> tuple[Tensor, Tensor]:
     """With a soft cap on the scores, which the fused kernel lacks; a few query rows at a time."""
     outs, lses = [], []
     for rows in _row_chunks(query, key):
@@ -172,15 +169,9 @@ def _explicit(
 
 
 def _explicit_backward(
-    grad_out: Tensor,
-    query: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tile: Tile,
-    options: _Options,
+    at_rows: _Rows, key: Tensor, value: Tensor, tile: Tile, options: _Options
 ) -> tuple[Tensor, Tensor, Tensor]:
+    grad_out, query, out, lse = at_rows
     dtype = lse.dtype
     keys, values = _repeat(key, query).to(dtype), _repeat(value, query).to(dtype)
     grad_out, out = grad_out.to(dtype), out.to(dtype)
@@ -194,15 +185,11 @@ def _explicit_backward(
         d_scores = weights * (d_out @ values.mT - delta) * slope * options.scale
         grad_query.append(d_scores @ keys)
         grad_keys += d_scores.mT @ query[:, :, rows].to(dtype)
-    grad_key, grad_value = (
-        x.unflatten(1, (key.shape[1], -1)).sum(dim=2) for x in (grad_keys, grad_values)
-    )
+    grad_key, grad_value = (x.view(1, key.shape[1], -1, *x.shape[2:]).sum(dim=2) for x in (grad_keys, grad_values))
     return torch.cat(grad_query, dim=2), grad_key, grad_value
 
 
-def _scores(
-    query: Tensor, key: Tensor, tile: Tile, rows: slice, options: _Options
-) -> tuple[Tensor, Tensor]:
+def _scores(query: Tensor, key: Tensor, tile: Tile, rows: slice, options: _Options) -> tuple[Tensor, Tensor]:
     """Capped, masked scores [1, H, q, k] and the slope of the cap."""
     assert options.softcap is not None
     dtype = _accumulator(query.dtype)

@@ -226,9 +226,7 @@ class StreamedSteps(IterableDataset[Step | UserError]):
             yield error
 
 
-def iterate_steps(
-    steps: IndexedSteps | StreamedSteps, numbers: range, num_workers: int
-) -> Iterator[Step]:
+def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_workers: int) -> Iterator[Step]:
     """The steps in order, prepared in background workers if there are any.
 
     Raises:
@@ -250,7 +248,7 @@ def iterate_steps(
         yield step
 
 
-def _same(step: Step) -> Step:
+def _same(step: Any) -> Any:
     return step
 
 

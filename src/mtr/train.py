@@ -139,7 +139,14 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summ
         if state.is_main_process:
             counters = {"empty_steps": summary.empty_steps, "nonfinite_steps": summary.nonfinite_steps}
             checkpoint.save_checkpoint(
-                output_dir, summary.steps, model, tokenizer, optimizer, schedule, counters, training.save_total_limit
+                output_dir,
+                summary.steps,
+                model,
+                tokenizer,
+                optimizer,
+                schedule,
+                counters,
+                training.save_total_limit,
             )
         state.wait_for_everyone()
 
@@ -180,7 +187,8 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summ
                     evaluated_at = summary.steps
                 if training.save_steps and summary.steps % training.save_steps == 0:
                     save()
-                if summary.stopped_by := _agree_to_stop(stopped, accelerator):
+                summary.stopped_by = _agree_to_stop(stopped, accelerator)
+                if summary.stopped_by:
                     save()
                     break
                 began = time.perf_counter()
@@ -306,9 +314,7 @@ def _accelerator(model: Any) -> Accelerator:
     )
 
 
-def _check_output_dir(
-    recipe: Recipe, output_dir: Path, resume: bool, overwrite: bool
-) -> tuple[Recipe, Path | None]:
+def _check_output_dir(recipe: Recipe, output_dir: Path, resume: bool, overwrite: bool) -> tuple[Recipe, Path | None]:
     """The checkpoint to go on from, and the recipe with the date of the run that is resumed."""
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"training.output_dir: {output_dir} is a file")
@@ -359,7 +365,7 @@ def _stop_signals() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, before[number])
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
         before[number] = signal.signal(number, receive)
     try:
         yield received

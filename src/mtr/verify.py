@@ -16,7 +16,15 @@ from mtr.batch import build_batch
 from mtr.data import Mixture, open_data
 from mtr.errors import UserError
 from mtr.layout import View
-from mtr.model import TreeModel, load_model, load_renderer, load_tokenizer, text_config, use_own_attention, use_tree_attention
+from mtr.model import (
+    TreeModel,
+    load_model,
+    load_renderer,
+    load_tokenizer,
+    text_config,
+    use_own_attention,
+    use_tree_attention,
+)
 from mtr.packing import build_layouts, build_packs
 from mtr.recipe import Recipe
 from mtr.steps import Builder
@@ -28,7 +36,9 @@ TOLERANCE = {
 """transformers computes norms and some softmaxes in float32 whatever the model's dtype, hence not 1e-15."""
 
 
-def verify(recipe: Recipe, conversations: int = 4, dtype: str = "float64", attention: str | None = None) -> dict[str, Any]:
+def verify(
+    recipe: Recipe, conversations: int = 4, dtype: str = "float64", attention: str | None = None
+) -> dict[str, Any]:
     """Compare single pass with one forward per turn on the first conversations of `data.train`.
 
     Args:
@@ -129,7 +139,12 @@ def _gradients(model: Any, run: Any) -> tuple[float, dict[str, Tensor]]:
 
 
 def _single_pass(
-    model: Any, backend: Backend, recipe: Recipe, views: list[list[View]], weight_sum: float, device: torch.device
+    model: Any,
+    backend: Backend,
+    recipe: Recipe,
+    views: list[list[View]],
+    weight_sum: float,
+    device: torch.device,
 ) -> float:
     use_tree_attention(model)
     tree_model = TreeModel(model, backend)
