@@ -120,7 +120,7 @@ def save_tiny_model(kind: str, tokenizer: Path, folder: Path) -> None:
 
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> Callable[..., Path]:
-    """`write_recipe(model={...}, ...)` is a recipe file: the quickstart's model and data, changed section by section."""
+    """`write_recipe(model={...}, ...)` is a recipe file: the quickstart, changed section by section."""
 
     def write(**sections: Any) -> Path:
         raw: dict[str, Any] = {

@@ -162,48 +162,37 @@ def show_verification(result: dict[str, Any], out: Console) -> None:
 
 
 def show_bench(result: dict[str, Any], out: Console) -> None:
-    shape = result["shape"]
+    shape, speedup, limit = result["shape"], result["speedup"], result["limit"]
     table = Table(title=f"forward + backward, {result['repeats']} repeats on {result['device']}", title_justify="left")
-    for column in (
-        "strategy",
-        "attention",
-        "tokens",
-        "median s",
-        "min-max s",
-        "tokens/s",
-        "conv/s",
-        "peak GiB",
-        "speed-up",
-    ):
-        table.add_column(column, justify="left" if column in ("strategy", "attention") else "right")
+    for column in ("", "tokens", "median s", "tokens/s", "conv/s", "peak GiB", "speed-up"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     packed = result["cases"][1]["seconds"]["median"]
     for case in result["cases"]:
         seconds = case["seconds"]
         table.add_row(
             case["strategy"],
-            case["attention"],
             f"{shape['num_tokens'][case['strategy']]:,}",
             f"{seconds['median']:.3f}",
-            f"{seconds['min']:.3f}-{seconds['max']:.3f}",
             f"{case['tokens_per_second']:,.0f}",
             f"{case['conversations_per_second']:.2f}",
             f"{case['peak_memory_bytes'] / 2**30:.2f}",
             f"{packed / seconds['median']:.2f}x",
         )
     out.print(table)
-    speedup, limit = result["speedup"], result["limit"]
-    baseline = min(speedup.values())
+    for case in result["cases"]:
+        seconds = case["seconds"]
+        out.print(f"{case['strategy']}: attention {case['attention']}, {seconds['min']:.3f} to {seconds['max']:.3f} s")
     out.print(
         f"{shape['conversations']} conversations, {shape['turns']} turns, "
-        f"{shape['num_supervised_tokens']:,} supervised tokens"
+        f"{shape['num_supervised_tokens']:,} supervised tokens; losses agree within "
+        f"{result['max_relative_loss_difference']:.1e}"
     )
     out.print(
         f"speed-up {speedup['vs_per_turn_packed']:.2f}x against packed, "
-        f"{speedup['vs_per_turn_padded']:.2f}x against padded; "
-        f"limit {limit['flops']:.2f}x by FLOPs, {limit['tokens']:.2f}x by tokens; "
-        f"{baseline / limit['flops']:.0%} of the FLOP limit against the faster baseline"
+        f"{speedup['vs_per_turn_padded']:.2f}x against padded; limit {limit['flops']:.2f}x by FLOPs, "
+        f"{limit['tokens']:.2f}x by tokens"
     )
-    out.print(f"losses agree within {result['max_relative_loss_difference']:.1e}")
+    out.print(f"{min(speedup.values()) / limit['flops']:.0%} of the FLOP limit against the faster baseline")
 
 
 def show_inspection(inspection: Inspection, tokenizer: Any, out: Console) -> None:
