@@ -71,9 +71,16 @@ def remove_run(output_dir: Path) -> None:
     """Remove what a run writes, and nothing else."""
     for _, folder in _checkpoints(output_dir):
         shutil.rmtree(folder)
-    names = ("adapter_config.json", "adapter_model.safetensors", "metrics.jsonl", "generations.jsonl")
-    for name in names:
-        (output_dir / name).unlink(missing_ok=True)
+    weights = (
+        "adapter_*",
+        "model*.safetensors",
+        "model.safetensors.index.json",
+        "config.json",
+        "generation_config.json",
+    )
+    for pattern in (*weights, "metrics.jsonl", "generations.jsonl"):
+        for path in output_dir.glob(pattern):
+            path.unlink()
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
@@ -104,7 +111,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 
 def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
-    found = [(int(m[1]), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.search(p.name))]
+    found = [(int(m[1]), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.search(p.name)) and p.is_dir()]
     return sorted(found)
 
 

@@ -111,7 +111,8 @@ def bench(
             show_bench(result, console(sys.stdout))
         _emit(result, json_file)
         if plot is not None:
-            draw(result, plot)
+            with _writing("--plot", plot):
+                draw(result, plot)
 
 
 @app.command()
@@ -191,7 +192,16 @@ def _emit(result: dict[str, Any], json_file: str | None) -> None:
     if json_file == "-":
         print(write_json(None, result))
     elif json_file is not None:
-        write_json(Path(json_file), result)
+        with _writing("--json", json_file):
+            write_json(Path(json_file), result)
+
+
+@contextmanager
+def _writing(option: str, path: object) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option}: {path} cannot be written: {error}") from None
 
 
 @contextmanager
@@ -209,7 +219,7 @@ def _quiet_libraries() -> None:
     """Our own words only; real errors still come through."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     for kind in (FutureWarning, RuntimeWarning):
         warnings.filterwarnings("ignore", category=kind, module=r"(torch|transformers|peft|accelerate)\..*")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|peft|accelerate)\..*")
@@ -232,8 +242,15 @@ def _version(
 
 def main() -> None:
     """The console script."""
-    sys.argv[1:] = _with_json_target(sys.argv[1:])
-    app()
+    try:
+        code = app(_with_json_target(sys.argv[1:]), prog_name="mtr", standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()  # a wrong option: one line, like every error
+        print(f"error: {' '.join(message.split())} (mtr --help)" if message else "", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _with_json_target(arguments: list[str]) -> list[str]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from mtr.errors import UserError
 
+T = TypeVar("T")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
@@ -81,7 +82,7 @@ def parse_row(row: Any, where: str, messages: str = "messages", tools: str = "to
     listed_tools = _from_json(row.get(tools))
     if listed_tools is not None and not isinstance(listed_tools, list):
         raise UserError(f"{where}: {tools!r} must be a list of tool schemas, this is {_kind(listed_tools)}")
-    return Conversation(parsed, where, listed_tools or None, row)
+    return Conversation(parsed, where, _encodable(listed_tools, where) or None, row)
 
 
 def _parse_message(message: Any, where: str) -> Message:
@@ -97,8 +98,9 @@ def _parse_message(message: Any, where: str) -> Message:
     for key in THINKING_KEYS:
         if key in data and not isinstance(data[key], str):
             raise UserError(f"{where}: {key!r} must be text, this is {_kind(data[key])}")
+        _encodable(data.get(key), where)
     if calls := _from_json(data.get("tool_calls")):
-        data["tool_calls"] = _parse_calls(calls, where)
+        data["tool_calls"] = _encodable(_parse_calls(calls, where), where)
     else:
         data.pop("tool_calls", None)
     if role == "assistant":
@@ -123,12 +125,21 @@ def _pop_weight(data: dict[str, Any], where: str) -> float:
 
 def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
-        return content
+        return _encodable(content, where)
     if isinstance(content, list) and all(
         isinstance(p, Mapping) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content
     ):
-        return "".join(part["text"] for part in content)
+        return _encodable("".join(part["text"] for part in content), where)
     raise UserError(f"{where}: content must be text or a list of text parts, this is {_kind(content)}")
+
+
+def _encodable(value: T, where: str) -> T:
+    """JSON can spell half of a surrogate pair, which is no text that a tokenizer takes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: not valid text: {error}; mend or remove the broken escape") from None
+    return value
 
 
 def _parse_calls(calls: Any, where: str) -> list[Any]:

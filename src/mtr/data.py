@@ -56,9 +56,9 @@ class JsonLines:
 
 
 class Listed:
-    """Rows held in memory: a JSON array, or a compressed file."""
+    """Rows held in memory, each with its name: a JSON array, or the lines of a compressed file."""
 
-    def __init__(self, path: Path, rows: Sequence[Any]) -> None:
+    def __init__(self, path: Path, rows: Sequence[tuple[str, Any]]) -> None:
         self._path = path
         self._rows = rows
 
@@ -66,11 +66,11 @@ class Listed:
         return len(self._rows)
 
     def row(self, index: int) -> Any:
-        row = self._rows[index]
+        row = self._rows[index][1]
         return _parse_json(row, self.where(index)) if isinstance(row, bytes) else row
 
     def where(self, index: int) -> str:
-        return f"{self._path}, row {index + 1}"
+        return f"{self._path}, {self._rows[index][0]}"
 
 
 class Table:
@@ -180,7 +180,7 @@ def open_data(data: DataSection, sources: Sequence[Source]) -> Mixture | Stream:
 
 def _open_source(source: Source, streaming: bool) -> list[Any]:
     path = Path(source.path)
-    if any(c in source.path for c in "*?["):
+    if any(c in source.path for c in "*?[") and not path.exists():
         base = Path(path.anchor) if path.is_absolute() else Path()
         files = sorted(p for p in base.glob(str(path.relative_to(path.anchor))) if p.is_file())
         if not files:
@@ -189,38 +189,46 @@ def _open_source(source: Source, streaming: bool) -> list[Any]:
     if path.is_file():
         return [_open_file(path)]
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, source.split)
     if path.is_absolute() or source.path.startswith((".", "~")) or _suffix(path) or source.path.count("/") > 1:
         raise UserError(f"data: no such file: {source.path}")
     return [_open_hub(source, streaming)]
 
 
-def _open_folder(path: Path) -> list[Any]:
-    if (path / "state.json").exists():
-        from datasets import load_from_disk
-
-        try:
-            return [Table(str(path), load_from_disk(str(path)))]
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not a readable Arrow folder: {error}") from None
+def _open_folder(path: Path, split: str) -> list[Any]:
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        return [_open_arrow(path, split)]
     files = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) and not p.name.startswith("."))
     if not files:
         raise UserError(f"{path}: no data file in this folder ({', '.join(_SUFFIXES)})")
     return [_open_file(file) for file in files]
 
 
+def _open_arrow(path: Path, split: str) -> Table:
+    """A folder that `datasets` saved: one data set, or several splits."""
+    from datasets import Dataset, load_from_disk
+
+    try:
+        saved = load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable Arrow folder: {error}") from None
+    if isinstance(saved, Dataset):
+        return Table(str(path), saved)
+    if split not in saved:
+        raise UserError(f"{path}: no split {split!r}; it has {', '.join(saved)}")
+    return Table(f"{path} ({split})", saved[split])
+
+
 def _open_file(path: Path) -> Rows:
     suffix = _suffix(path)
     try:
         if path.suffix == ".gz" and suffix in (".jsonl", ".json"):
-            content = gzip.decompress(path.read_bytes())
-            rows = content.splitlines() if suffix == ".jsonl" else _json_array(content, path)
-            return Listed(path, [row for row in rows if not isinstance(row, bytes) or row.strip()])
+            return _listed(gzip.decompress(path.read_bytes()), path)
         if suffix == ".jsonl":
             return JsonLines(path)
         if suffix == ".json":
             content = path.read_bytes()
-            return Listed(path, _json_array(content, path)) if content.lstrip()[:1] == b"[" else JsonLines(path)
+            return _listed(content, path) if content.lstrip()[:1] == b"[" else JsonLines(path)
         if suffix in (".parquet", ".csv", ".arrow") and path.suffix != ".gz":
             return Table(str(path), _read_table(path))
     except (OSError, EOFError) as error:
@@ -269,8 +277,11 @@ def _line_starts(path: Path) -> tuple[Ints, Ints]:
             at += len(chunk)
     offsets = np.concatenate(starts)
     ends = np.append(offsets[1:], at)
-    with path.open("rb") as file:  # only short lines can be blank
-        for i in np.flatnonzero(ends - offsets < 16):
+    blank += np.flatnonzero(ends == offsets).tolist()
+    with path.open("rb") as file:  # a blank line begins with white space
+        content = np.memmap(file, np.uint8, mode="r") if at else np.empty(0, np.uint8)
+        filled = np.flatnonzero(ends > offsets)
+        for i in filled[np.isin(content[offsets[filled]], [9, 10, 13, 32])]:
             file.seek(int(offsets[i]))
             if not file.read(int(ends[i] - offsets[i])).strip():
                 blank.append(i)
@@ -285,11 +296,12 @@ def _parse_json(line: bytes, where: str) -> Any:
         raise UserError(f"{where}: not valid JSON: {error}") from None
 
 
-def _json_array(content: bytes, path: Path) -> list[Any]:
-    rows = _parse_json(content, str(path))
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: a .json file holds a list of rows, or one row a line")
-    return rows
+def _listed(content: bytes, path: Path) -> Listed:
+    if content.lstrip()[:1] == b"[":
+        rows = enumerate(_parse_json(content, str(path)), 1)
+        return Listed(path, [(f"row {number}", row) for number, row in rows])
+    lines = enumerate(content.split(b"\n"), 1)
+    return Listed(path, [(f"line {number}", line) for number, line in lines if line.strip()])
 
 
 def _without_none(value: Any) -> Any:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from mtr.train import Summary
 
 
-def console(file: TextIO = sys.stderr) -> Console:
-    return Console(file=file, soft_wrap=True, highlight=False)
+def console(file: TextIO | None = None) -> Console:
+    """On standard error, if no file is given."""
+    return Console(file=file or sys.stderr, soft_wrap=True, highlight=False)
 
 
 class RunDisplay:

@@ -100,14 +100,10 @@ class MetricsFile:
         if path.exists():
             kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= last_step]
             path.write_text("".join(kept))
-        self._file = path.open("a")
 
     def write(self, line: dict[str, Any]) -> None:
-        self._file.write(write_json(None, line) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(write_json(None, line) + "\n")
 
 
 def _step_of(line: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,7 @@ def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None) -
     Raises:
         UserError: the model cannot be loaded, would not be exact, or has no such modules.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     from mtr.probe import check_exact
@@ -199,7 +201,7 @@ def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None) -
             dtype="auto" if asked == "auto" else DTYPES[asked],
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(
             f"model.name_or_path: no weights can be loaded from {recipe.model.name_or_path}: {_first_line(error)}"
         ) from None
@@ -229,7 +231,7 @@ def _add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
                 modules_to_save=lora.modules_to_save,
             ),
         )
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise UserError(f"lora: {_first_line(error)}") from None
 
 

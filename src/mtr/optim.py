@@ -35,9 +35,9 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
 
 
 def warmup_steps(training: TrainingSection, num_steps: int) -> int:
-    """Below 1 it is a share of all steps, else a number of steps."""
+    """Below 1 it is a share of all steps, else a number of steps; one step at least comes after them."""
     given = training.warmup_steps
-    return math.ceil(given * num_steps) if given < 1 else int(given)
+    return min(math.ceil(given * num_steps) if given < 1 else int(given), num_steps - 1)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, training: TrainingSection, num_steps: int) -> Any:

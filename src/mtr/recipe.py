@@ -8,6 +8,7 @@ decides the mathematics of a run; the hardware only its speed.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import types
 import typing
@@ -76,6 +77,15 @@ def _as_sources(value: Any) -> Any:
     if isinstance(value, (str, dict)):
         value = [value]
     return [{"path": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+
+def _as_date(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return datetime.date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise ValueError("not a date; write it YYYY-MM-DD") from None
+    return value
 
 
 class DataSection(Section):
@@ -161,7 +171,7 @@ class Recipe(Section):
     template: dict[str, Any] = {}
     """Arguments for the chat template, e.g. {enable_thinking: true}."""
     thinking: ThinkingSection = ThinkingSection()
-    date: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
+    date: Annotated[str | None, BeforeValidator(_as_date)] = None
     """The date that templates which print one are given; null: today, recorded in the saved recipe."""
     lora: LoraSection | None = LoraSection()
     """null: train all weights."""
@@ -217,6 +227,20 @@ def differing_keys(one: Recipe, other: Recipe) -> list[str]:
     return [key for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe, and 2026-01-31 stays the text it is."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+
+
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read, override and check a recipe; local paths in it become absolute.
 
@@ -227,7 +251,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -250,7 +274,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"{override!r}: an override is written section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = _load_yaml(text)
     except yaml.YAMLError:
         raise UserError(f"{override!r}: the value is not valid YAML; quote it") from None
     *parents, last = key.split(".")
@@ -279,10 +303,14 @@ def _item(items: list[Any], part: str, override: str) -> Any:
 
 def _explain(error: ValidationError) -> str:
     """One line for all that is wrong, each with its key and the nearest known one."""
-    parts = []
+    parts: list[str] = []
+    seen: set[str] = set()
     for problem in error.errors(include_url=False):
-        keys = [str(part) for part in problem["loc"]]
+        keys = _keys_only([str(part) for part in problem["loc"]])
         where = ".".join(keys) or "recipe"
+        if problem["type"] != "extra_forbidden" and where in seen:
+            continue  # the other branches of a union
+        seen.add(where)
         if problem["type"] == "extra_forbidden":
             known = _known_keys(keys[:-1])
             near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
@@ -296,6 +324,22 @@ def _explain(error: ValidationError) -> str:
             shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
             parts.append(f"{where!r}: {message}{shown}")
     return "; ".join(dict.fromkeys(parts))
+
+
+def _keys_only(location: list[str]) -> list[str]:
+    """A location without the names of union branches, which are no keys of the recipe."""
+    section: type[BaseModel] | None = Recipe
+    keys = []
+    for part in location:
+        if part.isdigit():
+            keys.append(part)
+        elif section is None:
+            break
+        else:
+            keys.append(part)
+            field = section.model_fields.get(part)
+            section = _section_in(field.annotation) if field else None
+    return keys
 
 
 def _known_keys(keys: list[str]) -> list[str]:

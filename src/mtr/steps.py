@@ -174,6 +174,8 @@ class IndexedSteps(Dataset[Step | UserError]):
         self._seed = builder.recipe.training.seed
         self._size = builder.recipe.training.conversations_per_step
         self._order: tuple[int, Any] = (0, self._epoch(0))
+        if not len(self._order[1]):
+            raise UserError("data.train: the weights of the sources leave no row in an epoch; raise weight")
         self.steps_per_epoch = -(-len(self._order[1]) // self._size)
 
     def _epoch(self, epoch: int) -> Any:

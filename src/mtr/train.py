@@ -192,18 +192,16 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summ
                     save()
                     break
                 began = time.perf_counter()
+            if not summary.stopped_by:
+                if evaluated_at < summary.steps:
+                    evaluate(epoch)
+                generate()
         except UserError:
             if summary.steps > start:
                 save()
             raise
-    if not summary.stopped_by:
-        if evaluated_at < summary.steps:
-            evaluate(epoch)
-        generate()
     if state.is_main_process:
         checkpoint.save_model(model, tokenizer, output_dir)
-    if metrics:
-        metrics.close()
     display.end(summary)
     state.wait_for_everyone()
     return summary
@@ -316,8 +314,9 @@ def _accelerator(model: Any) -> Accelerator:
 
 def _check_output_dir(recipe: Recipe, output_dir: Path, resume: bool, overwrite: bool) -> tuple[Recipe, Path | None]:
     """The checkpoint to go on from, and the recipe with the date of the run that is resumed."""
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"training.output_dir: {output_dir} is a file")
+    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"training.output_dir: {existing} is a file, so {output_dir} cannot be a folder")
     filled = output_dir.is_dir() and any(output_dir.iterdir())
     if filled and not resume and not overwrite:
         raise UserError(
