@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -219,18 +220,20 @@ def _add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=lora.modules_to_save,
+    )
     try:
-        return get_peft_model(
-            model,
-            LoraConfig(
-                task_type="CAUSAL_LM",
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                target_modules=lora.target_modules,
-                modules_to_save=lora.modules_to_save,
-            ),
-        )
+        with warnings.catch_warnings():  # PEFT's own patterns for fused experts, which all-linear leaves alone
+            warnings.filterwarnings(
+                "ignore", message=".*keys did not match any targeted module", category=RuntimeWarning
+            )
+            return get_peft_model(model, config)
     except (ValueError, re.error) as error:
         raise UserError(f"lora: {_first_line(error)}") from None
 

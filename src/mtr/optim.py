@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -38,6 +39,13 @@ def warmup_steps(training: TrainingSection, num_steps: int) -> int:
     """Below 1 it is a share of all steps, else a number of steps; one step at least comes after them."""
     given = training.warmup_steps
     return min(math.ceil(given * num_steps) if given < 1 else int(given), num_steps - 1)
+
+
+def advance(schedule: Any) -> None:
+    """The next step's learning rate, also after a first step that made no update, of which torch would warn."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        schedule.step()
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, training: TrainingSection, num_steps: int) -> Any:

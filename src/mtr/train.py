@@ -44,7 +44,7 @@ from mtr.model import (
     text_config,
     use_tree_attention,
 )
-from mtr.optim import build_optimizer, build_schedule
+from mtr.optim import advance, build_optimizer, build_schedule
 from mtr.recipe import Recipe, differing_keys
 from mtr.steps import Builder, Counts, IndexedSteps, Step, StreamedSteps, iterate_steps
 
@@ -160,7 +160,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summ
                 torch.manual_seed(hash((training.seed, summary.steps, state.process_index)) % 2**63)
                 rate = schedule.get_last_lr()[0]
                 loss, grad_norm = train_step(tree_model, step, accelerator, prepared, training.max_grad_norm)
-                schedule.step()
+                advance(schedule)
                 seconds, began = time.perf_counter() - began, time.perf_counter()
                 summary.steps, epoch = summary.steps + 1, step.epoch
                 summary.seconds += seconds
