@@ -26,6 +26,15 @@ from torch import Tensor, nn
 
 from mtr.errors import UserError
 
+_WRITTEN = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "model-?????-of-?????.safetensors",
+    "model.safetensors.index.json",
+    "metrics.jsonl",
+    "generations.jsonl",
+)
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -69,18 +78,12 @@ def save_checkpoint(
 
 def remove_run(output_dir: Path) -> None:
     """Remove what a run writes, and nothing else."""
-    for _, folder in _checkpoints(output_dir):
+    for folder in [*(path for _, path in _checkpoints(output_dir)), *output_dir.glob(".checkpoint-*.partial")]:
         shutil.rmtree(folder)
-    weights = (
-        "adapter_*",
-        "model*.safetensors",
-        "model.safetensors.index.json",
-        "config.json",
-        "generation_config.json",
-    )
-    for pattern in (*weights, "metrics.jsonl", "generations.jsonl"):
+    for pattern in _WRITTEN:
         for path in output_dir.glob(pattern):
-            path.unlink()
+            if path.is_file():
+                path.unlink()
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:

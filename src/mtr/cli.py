@@ -102,6 +102,8 @@ def bench(
     """Time single pass against per turn, packed and padded, forward and backward, on your model and data."""
     with _errors():
         loaded = _load(recipe, overrides)
+        if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+            raise UserError(f"--plot: {plot} must end in .png, .svg or .pdf")
         from mtr.bench import bench as run
         from mtr.bench import plot as draw
         from mtr.display import console, show_bench

@@ -16,6 +16,7 @@ from mtr.errors import UserError
 
 T = TypeVar("T")
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_MOST_WEIGHT = 1e6
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -117,8 +118,8 @@ def _pop_weight(data: dict[str, Any], where: str) -> float:
         if key not in data:
             continue
         value = data.pop(key)
-        if not isinstance(value, (bool, int, float)) or not 0 <= value < float("inf"):
-            raise UserError(f"{where}: {key!r} must be true, false or a number >= 0, got {value!r}")
+        if not isinstance(value, (bool, int, float)) or not 0 <= value <= _MOST_WEIGHT:
+            raise UserError(f"{where}: {key!r} must be true, false or a number from 0 to 1e6, got {value!r}")
         weight *= float(value)
     return weight
 
@@ -136,7 +137,7 @@ def _text(content: Any, where: str) -> str:
 def _encodable(value: T, where: str) -> T:
     """JSON can spell half of a surrogate pair, which is no text that a tokenizer takes."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: not valid text: {error}; mend or remove the broken escape") from None
     return value

@@ -227,8 +227,12 @@ def _open_file(path: Path) -> Rows:
         if suffix == ".jsonl":
             return JsonLines(path)
         if suffix == ".json":
-            content = path.read_bytes()
-            return _listed(content, path) if content.lstrip()[:1] == b"[" else JsonLines(path)
+            content = path.read_bytes().removeprefix(b"\xef\xbb\xbf").lstrip()
+            if content[:1] == b"[":
+                return _listed(content, path)
+            if content[:1] == b"{" and content.splitlines()[0].strip() == b"{":
+                raise UserError(f"{path}: a .json file holds a list of rows, or one row a line")
+            return JsonLines(path)
         if suffix in (".parquet", ".csv", ".arrow") and path.suffix != ".gz":
             return Table(str(path), _read_table(path))
     except (OSError, EOFError) as error:
@@ -294,6 +298,8 @@ def _parse_json(line: bytes, where: str) -> Any:
         return json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: not valid JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply") from None
 
 
 def _listed(content: bytes, path: Path) -> Listed:

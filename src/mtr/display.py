@@ -59,22 +59,22 @@ class RunDisplay:
         parameters = list(model.parameters())
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         total = sum(p.numel() for p in parameters)
-        self._say(f"model      {recipe.model.name_or_path}")
-        self._say(
+        self.say(f"model      {recipe.model.name_or_path}")
+        self.say(
             f"           {total:,} parameters ({model.dtype}), {trainable:,} trained, attention {backend} "
             f"on {state.device}, {state.num_processes} process(es)"
         )
         if adapted:
-            self._say(f"LoRA on    {', '.join(adapted)}")
+            self.say(f"LoRA on    {', '.join(adapted)}")
             if recipe.lora and recipe.lora.modules_to_save:
-                self._say(f"whole      {', '.join(recipe.lora.modules_to_save)}")
+                self.say(f"whole      {', '.join(recipe.lora.modules_to_save)}")
         if recipe.lora and recipe.lora.dropout:
-            self._say(
+            self.say(
                 "note       lora.dropout > 0: a shared trunk shares its dropout mask, so single_pass and per_turn "
                 "agree in expectation and not exactly"
             )
         length = f"{rows:,} rows" if rows is not None else "a stream"
-        self._say(
+        self.say(
             f"data       {length}, {recipe.training.conversations_per_step} conversations a step, "
             f"{self._num_steps:,} steps, {recipe.sequence.strategy}"
         )
@@ -84,55 +84,55 @@ class RunDisplay:
         self._progress.update(self._task, completed=line["step"], status=loss)
         if not self._console.is_terminal:
             norm = "" if line["grad_norm"] is None else f"  grad norm {line['grad_norm']:.3f}"
-            self._say(
+            self.say(
                 f"step {line['step']}/{self._num_steps}  {loss}{norm}  lr {line['learning_rate']:.2e}  "
                 f"{line['tokens_per_second']:,.0f} tokens/s  ({line['per_turn_tokens_per_second']:,.0f} per-turn)"
             )
 
     def evaluated(self, line: dict[str, Any]) -> None:
-        self._say(f"step {line['step']}/{self._num_steps}  eval loss {line['eval_loss']:.4f}")
+        self.say(f"step {line['step']}/{self._num_steps}  eval loss {line['eval_loss']:.4f}")
 
     def played(self, step: int, played: Sequence[Played]) -> None:
         right = sum(turn.exact_match for turn in played)
         conversations = len({turn.conversation for turn in played})
-        self._say(
+        self.say(
             f"step {step}: {right} of {len(played)} held-out turns answered exactly "
             f"({right / max(len(played), 1):.1%}), {conversations} conversations played turn by turn"
         )
 
     def end(self, summary: Summary) -> None:
         counts, seconds = summary.counts, max(summary.seconds, 1e-9)
-        self._say("")
+        self.say("")
         if summary.stopped_by:
-            self._say(f"stopped by signal {summary.stopped_by} after step {summary.steps}; go on with --resume")
-        self._say(
+            self.say(f"stopped by signal {summary.stopped_by} after step {summary.steps}; go on with --resume")
+        self.say(
             f"trained    {counts.conversations:,} conversations, {counts.turns:,} turns, "
             f"{counts.supervised_tokens:,} supervised tokens in {summary.steps:,} steps"
         )
-        self._say(
+        self.say(
             f"speed      {counts.tokens / seconds:,.0f} tokens/s; one pass per turn would have had to do "
             f"{counts.per_turn_tokens / seconds:,.0f} tokens/s"
         )
         for reason, number in counts.untrained_turns.most_common():
-            self._say(f"not trained {number:,} turns: {reason}")
+            self.say(f"not trained {number:,} turns: {reason}")
         for reason, number in counts.untrained_rows.most_common():
-            self._say(f"not trained {number:,} rows: {reason}")
+            self.say(f"not trained {number:,} rows: {reason}")
         for note, number in counts.notes.most_common():
-            self._say(f"note       {number:,} turns: {note}")
+            self.say(f"note       {number:,} turns: {note}")
         if summary.empty_steps:
-            self._say(f"no update  {summary.empty_steps:,} steps had no turn to train")
+            self.say(f"no update  {summary.empty_steps:,} steps had no turn to train")
         if summary.nonfinite_steps:
-            self._say(f"no update  {summary.nonfinite_steps:,} steps had a loss or gradient that is not finite")
+            self.say(f"no update  {summary.nonfinite_steps:,} steps had a loss or gradient that is not finite")
         if summary.loss is not None:
             evaluation = "" if summary.eval_loss is None else f", eval loss {summary.eval_loss:.4f}"
-            self._say(f"loss       {summary.loss:.4f} in the last step{evaluation}")
+            self.say(f"loss       {summary.loss:.4f} in the last step{evaluation}")
         if len(summary.exact_match) == 2:
             before, after = summary.exact_match
-            self._say(f"held out   {before:.1%} of turns answered exactly before training, {after:.1%} after")
+            self.say(f"held out   {before:.1%} of turns answered exactly before training, {after:.1%} after")
         kind = "adapter" if self._recipe.lora else "model"
-        self._say(f"{kind:<11}{summary.output_dir}")
+        self.say(f"{kind:<11}{summary.output_dir}")
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         self._console.print(escape(text))
 
 

@@ -201,6 +201,7 @@ def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None) -
             trust_remote_code=recipe.model.trust_remote_code,
             dtype="auto" if asked == "auto" else DTYPES[asked],
             use_safetensors=True,
+            **_unquantised(config),
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(
@@ -220,6 +221,14 @@ def _add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
+    names = [name for name, _ in model.named_modules()]
+    for wanted in lora.modules_to_save or []:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
+            raise UserError(f"lora.modules_to_save: the model has no module {wanted!r}")
+    if lora.modules_to_save and getattr(text_config(model.config), "tie_word_embeddings", False):
+        log.warning(
+            "the model ties its embeddings and its head: modules_to_save trains a copy of its own of what it names"
+        )
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -236,6 +245,16 @@ def _add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
             return get_peft_model(model, config)
     except (ValueError, re.error) as error:
         raise UserError(f"lora: {_first_line(error)}") from None
+
+
+def _unquantised(config: Any) -> dict[str, Any]:
+    """gpt-oss is published in 4 bits, which have no backward: its weights are expanded on loading."""
+    quantisation = getattr(config, "quantization_config", None) or {}
+    if quantisation.get("quant_method") != "mxfp4":
+        return {}
+    from transformers import Mxfp4Config
+
+    return {"quantization_config": Mxfp4Config(dequantize=True)}
 
 
 def adapted_modules(model: Any) -> list[str]:

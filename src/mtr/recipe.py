@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mtr.errors import UserError
 
@@ -67,6 +67,7 @@ class Source(Section):
     name: str | None = None
     """The configuration of a Hub data set."""
     split: str = "train"
+    """Of a Hub data set, or of a folder that `datasets` saved with splits."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often an epoch holds each row: 0.5 takes every second row, 2.0 takes each row twice."""
     revision: str | None = None
@@ -161,9 +162,26 @@ class TrainingSection(Section):
     """Checkpoints kept; null: all."""
     max_nonfinite_steps: Positive = 5
     """Stop after so many steps in a row whose loss or gradient is not finite; each makes no update."""
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     report_to: Literal["none"] = "none"
     """metrics.jsonl is always written."""
+
+
+_RESERVED = {
+    "messages",
+    "conversation",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "tokenizer_kwargs",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "return_tensors",
+}
+"""What apply_chat_template is given by us, so no argument of the template."""
 
 
 class Recipe(Section):
@@ -180,6 +198,13 @@ class Recipe(Section):
     loss: LossSection = LossSection()
     generation: GenerationSection = GenerationSection()
     training: TrainingSection
+
+    @field_validator("template")
+    @classmethod
+    def _not_reserved(cls, template: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(_RESERVED & template.keys()):
+            raise ValueError(f"{', '.join(taken)} is set by mtr; only the template's own arguments go here")
+        return template
 
     def dump(self) -> str:
         """The whole recipe as YAML, defaults included."""
@@ -237,6 +262,18 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
+def _unique_keys(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+    loader.flatten_mapping(node)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_keys)
+
+
 def _load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)  # a SafeLoader
 
@@ -260,6 +297,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections (model, data, training, ...)")
+    data = raw.get("data")
+    if overrides and isinstance(data, dict):  # so that data.train.0.weight reaches into the short form
+        raw["data"] = data | {key: _as_sources(data[key]) for key in ("train", "eval") if key in data}
     for override in overrides or []:
         _apply_override(raw, override)
     try:
@@ -271,7 +311,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise UserError(f"{override!r}: an override is written section.key=value")
     try:
         value = _load_yaml(text)
@@ -320,6 +360,8 @@ def _explain(error: ValidationError) -> str:
             parts.append(f"{where!r} is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] in ("model_type", "model_attributes_type"):
+                message = "a section is a mapping of keys"
             given = problem.get("input")
             shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
             parts.append(f"{where!r}: {message}{shown}")

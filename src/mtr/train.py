@@ -90,6 +90,9 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summ
     builder = Builder(recipe, renderer, state.process_index, state.num_processes, PAD_TO.get(backend, 1))
     data = open_data(recipe.data, recipe.data.train)
     eval_data = open_data(recipe.data, recipe.data.eval) if recipe.data.eval else None
+    if isinstance(eval_data, Stream):
+        raise UserError("data.eval: a Hub stream has no end; set data.streaming to false to evaluate on it")
+    held_out = [eval_data.conversation(i) for i in range(_num_played(recipe, eval_data))] if eval_data else []
     start = int(resume_from.name.split("-")[1]) if resume_from else 0
     steps = _open_steps(builder, data, start)
     num_steps = _count_steps(recipe, steps)
@@ -112,6 +115,8 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summ
     state.wait_for_everyone()
     display = RunDisplay(recipe, num_steps, start, enabled=state.is_main_process)
     metrics = _begin_files(recipe, state, start, overwrite) if state.is_main_process else None
+    if resume and not resume_from:
+        display.say(f"note       no checkpoint in {output_dir}: starting from the beginning")
     display.begin(model, adapted_modules(model), backend, state, len(data) if isinstance(data, Mixture) else None)
 
     def evaluate(epoch: float) -> None:
@@ -127,10 +132,8 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summ
         display.evaluated(line)
 
     def generate() -> None:
-        if isinstance(eval_data, Mixture) and recipe.generation.conversations and state.is_main_process:
-            count = min(recipe.generation.conversations, len(eval_data))
-            conversations = [eval_data.conversation(i) for i in range(count)]
-            played = play(model, renderer, conversations, recipe.generation.max_new_tokens)
+        if held_out and state.is_main_process:
+            played = play(model, renderer, held_out, recipe.generation.max_new_tokens)
             summary.exact_match.append(exact_match(played))
             _write_played(output_dir, summary.steps, played)
             display.played(summary.steps, played)
@@ -192,6 +195,8 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summ
                     save()
                     break
                 began = time.perf_counter()
+            if summary.nonfinite_steps and summary.loss is not None and not math.isfinite(summary.loss):
+                raise UserError(f"the run ends in steps whose loss is not finite ({summary.loss}); see metrics.jsonl")
             if not summary.stopped_by:
                 if evaluated_at < summary.steps:
                     evaluate(epoch)
@@ -237,15 +242,11 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate_loss(
-    model: nn.Module, builder: Builder, data: Mixture | Stream, accelerator: Accelerator
-) -> tuple[float, Counts]:
+def evaluate_loss(model: nn.Module, builder: Builder, data: Mixture, accelerator: Accelerator) -> tuple[float, Counts]:
     """The weighted mean over all evaluation data, in nats."""
     was_training = model.training
     model.eval()
-    steps = IndexedSteps(builder, data, shuffle=False) if isinstance(data, Mixture) else None
-    if steps is None:
-        raise UserError("data.eval: a Hub stream has no end; set data.streaming to false to evaluate on it")
+    steps = IndexedSteps(builder, data, shuffle=False)
     loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     weight_sum, counts = 0.0, Counts()
     for step in iterate_steps(steps, range(steps.steps_per_epoch), num_workers=0):
@@ -264,6 +265,10 @@ def _open_steps(builder: Builder, data: Mixture | Stream, start: int) -> Indexed
     if isinstance(data, Mixture):
         return IndexedSteps(builder, data, shuffle)
     return StreamedSteps(builder, data, shuffle, start)
+
+
+def _num_played(recipe: Recipe, eval_data: Mixture) -> int:
+    return min(recipe.generation.conversations, len(eval_data))
 
 
 def _count_steps(recipe: Recipe, steps: IndexedSteps | StreamedSteps) -> int:

@@ -105,8 +105,8 @@ def first_views(recipe: Recipe, builder: Builder, conversations: int) -> list[li
 
     views = [own for turns in rendered if (own := weigh(turns, recipe.loss.weighting))]
     if not views:
-        reasons = {turn.reason for turns in rendered for turn in turns}
-        raise UserError(f"data.train: no turn to train in the first {conversations} conversations ({reasons})")
+        reasons = "; ".join(sorted({turn.reason for turns in rendered for turn in turns if turn.reason}))
+        raise UserError(f"data.train: no turn to train in the first {conversations} conversations: {reasons}")
     return views
 
 

@@ -1,0 +1,341 @@
+"""Claims: a good row becomes messages as the template will see them, with the trainer's own keys taken out; a bad row
+is refused with one line that says where it is, what is wrong, and how to mend it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from conftest import conversation_row
+
+from mtr.conversation import Conversation, Message, parse_row
+from mtr.errors import UserError
+
+USER = {"role": "user", "content": "Hi"}
+ANSWER = {"role": "assistant", "content": "Hello"}
+
+
+def parse(*messages: Any, **columns: Any) -> Conversation:
+    return parse_row({"messages": list(messages), **columns}, "rows.jsonl, line 3")
+
+
+def test_a_plain_row_is_kept_as_it_is() -> None:
+    row = conversation_row(turns=2)
+    conversation = parse_row(row, "rows.jsonl, line 3")
+    assert [dict(message.data) for message in conversation.messages] == row["messages"]
+    assert [message.weight for message in conversation.messages] == [1.0] * 4
+    assert conversation.turns == [1, 3]
+    assert conversation.where == "rows.jsonl, line 3"
+    assert conversation.tools is None
+    assert conversation.row is row
+
+
+def test_every_role_is_known() -> None:
+    roles = ["system", "developer", "user", "assistant", "tool", "assistant"]
+    conversation = parse(*({"role": role, "content": "x"} for role in roles))
+    assert [message.role for message in conversation.messages] == roles
+    assert conversation.turns == [3, 5]
+
+
+def test_a_message_may_have_more_keys_and_nulls_are_left_out() -> None:
+    (_, message) = parse(USER, {**ANSWER, "name": "Bo", "tool_calls": None, "reasoning_content": None}).messages
+    assert dict(message.data) == {**ANSWER, "name": "Bo"}
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_thinking_is_found_in_each_field_that_templates_read(key: str) -> None:
+    (_, message) = parse(USER, {**ANSWER, key: "hm"}).messages
+    assert message.thinking == "hm"
+    assert message.data[key] == "hm"
+
+
+def test_a_message_without_thinking_has_none_and_empty_thinking_is_not_none() -> None:
+    assert Message(ANSWER).thinking is None
+    assert Message({**ANSWER, "thinking": ""}).thinking == ""
+
+
+def test_text_parts_are_joined() -> None:
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    assert parse(USER, {"role": "assistant", "content": parts}).messages[1].content == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("keys", "weight"),
+    [
+        ({}, 1.0),
+        ({"train": False}, 0.0),
+        ({"train": True}, 1.0),
+        ({"weight": 0}, 0.0),
+        ({"weight": 0.5}, 0.5),
+        ({"loss": False}, 0.0),
+        ({"loss_weight": 2}, 2.0),
+        ({"train": True, "weight": 0.25}, 0.25),
+        ({"train": False, "weight": 3}, 0.0),
+    ],
+)
+def test_the_weight_of_a_message_is_taken_out_of_it(keys: dict[str, Any], weight: float) -> None:
+    (_, message) = parse(USER, {**ANSWER, **keys}).messages
+    assert message.weight == weight
+    assert dict(message.data) == ANSWER
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [CALL],
+        [{**CALL, "function": {"name": "f", "arguments": '{"x": 1}'}}],
+        json.dumps([CALL]),
+    ],
+)
+def test_tool_calls_are_objects_however_they_are_written(calls: Any) -> None:
+    (_, message) = parse(USER, {"role": "assistant", "tool_calls": calls}).messages
+    assert message.tool_calls == [CALL]
+    assert message.content == ""
+
+
+def test_a_call_without_its_function_wrapper_is_kept_flat() -> None:
+    (_, message) = parse(USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": ""}]}).messages
+    assert message.tool_calls == [{"name": "f", "arguments": {}}]
+
+
+@pytest.mark.parametrize("calls", [None, [], "[]"])
+def test_no_tool_calls_are_no_tool_calls(calls: Any) -> None:
+    (_, message) = parse(USER, {**ANSWER, "tool_calls": calls}).messages
+    assert message.tool_calls == []
+    assert "tool_calls" not in message.data
+
+
+def test_parsing_leaves_the_row_alone() -> None:
+    row = {
+        "messages": [USER, {**ANSWER, "weight": 0.5, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]
+    }
+    before = json.dumps(row)
+    parse_row(row, "x")
+    assert json.dumps(row) == before
+
+
+@pytest.mark.parametrize("tools", [[{"name": "f"}], json.dumps([{"name": "f"}])])
+def test_tools_are_a_list_or_its_json(tools: Any) -> None:
+    assert parse(USER, ANSWER, tools=tools).tools == [{"name": "f"}]
+
+
+@pytest.mark.parametrize("tools", [None, [], "[]"])
+def test_no_tools_are_none(tools: Any) -> None:
+    assert parse(USER, ANSWER, tools=tools).tools is None
+
+
+def test_messages_may_be_json_text_and_columns_may_have_other_names() -> None:
+    row = {"chat": json.dumps([USER, ANSWER]), "functions": [{"name": "f"}]}
+    conversation = parse_row(row, "x", messages="chat", tools="functions")
+    assert conversation.turns == [1]
+    assert conversation.tools == [{"name": "f"}]
+
+
+def assistant(**keys: Any) -> dict[str, Any]:
+    return {"messages": [USER, {"role": "assistant", **keys}]}
+
+
+BAD_ROWS: dict[str, tuple[Any, str, str]] = {
+    "row is a list": ([USER], "", "a row is a JSON object with a 'messages' list, this is a list"),
+    "row is text": ("hi", "", "a row is a JSON object with a 'messages' list, this is str 'hi'"),
+    "row is null": (None, "", "a row is a JSON object with a 'messages' list, this is null"),
+    "no messages": (
+        {"conversations": [], "id": 1},
+        "",
+        "no 'messages' column (found: conversations, id); name yours in data.messages",
+    ),
+    "nothing at all": ({}, "", "no 'messages' column (found: nothing)"),
+    "messages are null": ({"messages": None}, "", "no 'messages' column (found: messages)"),
+    "messages are empty": (
+        {"messages": []},
+        "",
+        "'messages' must be a non-empty list of messages, this is an empty list",
+    ),
+    "messages are text": (
+        {"messages": "hi"},
+        "",
+        "'messages' must be a non-empty list of messages, this is str 'hi'",
+    ),
+    "messages are an object": (
+        {"messages": {"role": "user"}},
+        "",
+        "'messages' must be a non-empty list of messages, this is an object with role",
+    ),
+    "messages are broken JSON text": (
+        {"messages": "[{"},
+        "",
+        "'messages' must be a non-empty list of messages, this is str '[{'",
+    ),
+    "a message is text": (
+        {"messages": ["hi"]},
+        ", message 0",
+        "a message is an object with role and content, this is str 'hi'",
+    ),
+    "a message is null": (
+        {"messages": [USER, None]},
+        ", message 1",
+        "a message is an object with role and content, this is null",
+    ),
+    "unknown role": (
+        {"messages": [{"role": "human", "content": "x"}]},
+        ", message 0",
+        "unknown role 'human'; roles are system, developer, user, assistant, tool",
+    ),
+    "no role": (
+        {"messages": [USER, {"content": "x"}]},
+        ", message 1",
+        "unknown role None; roles are system, developer, user, assistant, tool",
+    ),
+    "role is a number": (
+        {"messages": [{"role": 3, "content": "x"}]},
+        ", message 0",
+        "unknown role 3; roles are",
+    ),
+    "ShareGPT keys": (
+        {"messages": [{"from": "human", "value": "x"}]},
+        ", message 0",
+        "unknown role None; roles are",
+    ),
+    "no assistant message": (
+        {"messages": [USER, {"role": "system", "content": "x"}]},
+        "",
+        "no assistant message, so there is nothing to train; remove the row",
+    ),
+    "image part": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}, ANSWER]},
+        ", message 0",
+        "content must be text or a list of text parts, this is a list (image, text parts)",
+    ),
+    "content is a number": (
+        assistant(content=5),
+        ", message 1",
+        "content must be text or a list of text parts, this is int 5",
+    ),
+    "content is an object": (
+        assistant(content={"text": "x"}),
+        ", message 1",
+        "content must be text or a list of text parts, this is an object with text",
+    ),
+    "a text part without text": (
+        assistant(content=[{"type": "text"}]),
+        ", message 1",
+        "content must be text or a list of text parts, this is a list (text parts)",
+    ),
+    "content is a list of strings": (
+        assistant(content=["x"]),
+        ", message 1",
+        "content must be text or a list of text parts, this is a list",
+    ),
+    "thinking is a list": (
+        assistant(content="x", reasoning_content=["hm"]),
+        ", message 1",
+        "'reasoning_content' must be text, this is a list",
+    ),
+    "thinking is an object": (
+        assistant(content="x", thinking={"text": "hm"}),
+        ", message 1",
+        "'thinking' must be text, this is an object with text",
+    ),
+    "assistant says nothing": (
+        assistant(reasoning_content="hm"),
+        ", message 1",
+        "an assistant message needs content or tool_calls",
+    ),
+    "user says nothing": (
+        {"messages": [{"role": "user"}, ANSWER]},
+        ", message 0",
+        "a user message needs content",
+    ),
+    "tool result is null": (
+        {"messages": [USER, ANSWER, {"role": "tool", "content": None}]},
+        ", message 2",
+        "a tool message needs content",
+    ),
+    "weight is negative": (
+        assistant(content="x", weight=-1),
+        ", message 1",
+        "'weight' must be true, false or a number from 0 to 1e6, got -1",
+    ),
+    "weight is text": (
+        assistant(content="x", train="no"),
+        ", message 1",
+        "'train' must be true, false or a number from 0 to 1e6, got 'no'",
+    ),
+    "weight is infinite": (
+        assistant(content="x", loss_weight=float("inf")),
+        ", message 1",
+        "'loss_weight' must be true, false or a number from 0 to 1e6, got inf",
+    ),
+    "weight is no number": (
+        assistant(content="x", weight=float("nan")),
+        ", message 1",
+        "'weight' must be true, false or a number from 0 to 1e6, got nan",
+    ),
+    "tool_calls are an object": (
+        assistant(tool_calls={"name": "f"}),
+        ", message 1",
+        "tool_calls must be a list, this is an object with name",
+    ),
+    "tool_calls are text": (
+        assistant(tool_calls="f(x)"),
+        ", message 1",
+        "tool_calls must be a list, this is str 'f(x)'",
+    ),
+    "a call is text": (
+        assistant(tool_calls=["f"]),
+        ", message 1",
+        "a tool call needs a function with a name, this is str 'f'",
+    ),
+    "a call has no name": (
+        assistant(tool_calls=[{"function": {"arguments": {}}}]),
+        ", message 1",
+        "a tool call needs a function with a name, this is an object with function",
+    ),
+    "a call's function is a name": (
+        assistant(tool_calls=[{"function": "f"}]),
+        ", message 1",
+        "a tool call needs a function with a name, this is an object with function",
+    ),
+    "arguments are broken JSON": (
+        assistant(tool_calls=[{"function": {"name": "f", "arguments": "{x: 1}"}}]),
+        ", message 1",
+        "the arguments of 'f' are not valid JSON (",
+    ),
+    "tools are an object": (
+        {"messages": [USER, ANSWER], "tools": {"name": "f"}},
+        "",
+        "'tools' must be a list of tool schemas, this is an object with name",
+    ),
+    "tools are words": (
+        {"messages": [USER, ANSWER], "tools": "search"},
+        "",
+        "'tools' must be a list of tool schemas, this is str 'search'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_refused_in_one_line(name: str) -> None:
+    row, message, words = BAD_ROWS[name]
+    with pytest.raises(UserError) as error:
+        parse_row(row, "rows.jsonl, line 3")
+    assert str(error.value).startswith(f"rows.jsonl, line 3{message}: {words}")
+    assert "\n" not in str(error.value)
+
+
+def test_the_columns_asked_for_are_named_in_the_message() -> None:
+    with pytest.raises(UserError, match=r"no 'chat' column \(found: messages\); name yours in data\.messages"):
+        parse_row({"messages": [USER, ANSWER]}, "x", messages="chat")
+    with pytest.raises(UserError, match="'functions' must be a list of tool schemas"):
+        parse_row({"messages": [USER, ANSWER], "functions": 5}, "x", tools="functions")
+
+
+def test_a_long_value_is_cut_in_the_message() -> None:
+    with pytest.raises(UserError) as error:
+        parse_row({"messages": ["x" * 5000]}, "rows.jsonl, line 3")
+    assert len(str(error.value)) < 200

@@ -1,0 +1,483 @@
+"""Claims: every kind of source gives the same rows, and names the file and line of each; an epoch takes each source as
+often as its weight says, in an order that is a function of seed and epoch alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import conversation_row
+
+from mtr.data import JsonLines, Mixture, Stream, open_data
+from mtr.errors import UserError
+from mtr.recipe import DataSection, Source
+
+
+def numbered(number: int) -> dict[str, Any]:
+    """A row that can be told from the others."""
+    answer = {"role": "assistant", "content": f"answer {number}"}
+    return {"id": number, "messages": [{"role": "user", "content": f"question {number}"}, answer]}
+
+
+ROWS = [numbered(number) for number in range(3)]
+LINES = [json.dumps(row) for row in ROWS]
+
+
+def opened(*sources: str | Path | dict[str, Any], **keys: Any) -> Mixture:
+    given = [source if isinstance(source, dict) else str(source) for source in sources]
+    section = DataSection.model_validate({"train": given, **keys})
+    data = open_data(section, section.train)
+    assert isinstance(data, Mixture)
+    return data
+
+
+def answers(data: Mixture) -> list[str]:
+    return [data.conversation(i).messages[-1].content for i in range(len(data))]
+
+
+def refused(*sources: str | Path | dict[str, Any], **keys: Any) -> str:
+    with pytest.raises(UserError) as error:
+        opened(*sources, **keys)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+WANTED = ["answer 0", "answer 1", "answer 2"]
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ("\n".join(LINES) + "\n", [1, 2, 3]),
+        ("\n".join(LINES), [1, 2, 3]),
+        ("\r\n".join(LINES) + "\r\n", [1, 2, 3]),
+        (f"\n\n{LINES[0]}\n   \n{LINES[1]}\n\r\n\t\n{LINES[2]}\n\n\n", [3, 5, 8]),
+        (f"{LINES[0]}\n{LINES[1]}\n{LINES[2]}\n   ", [1, 2, 3]),
+        (f"  {LINES[0]}  \n\t{LINES[1]}\n{LINES[2]}", [1, 2, 3]),
+        (f"{LINES[0]}\n{' ' * 40}\n{LINES[1]}\n{LINES[2]}", [1, 3, 4]),
+    ],
+    ids=["plain", "no last newline", "crlf", "blank lines", "spaces at the end", "indented", "a long blank line"],
+)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_json_lines(tmp_path: Path, content: str, lines: list[int], name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    data = opened(path)
+    assert answers(data) == WANTED
+    assert [data.conversation(i).where for i in range(3)] == [f"{path}, line {line}" for line in lines]
+
+
+def test_lines_are_found_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtr.data._CHUNK", 7)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"\n{LINES[0]}\n\n{LINES[1]}\n{LINES[2]}")
+    rows = JsonLines(path)
+    assert [rows.row(i) for i in range(len(rows))] == ROWS
+    assert [rows.where(i) for i in range(3)] == [f"{path}, line {line}" for line in (2, 4, 5)]
+
+
+def test_every_row_keeps_exactly_the_fields_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {"messages": [{"role": "user", "content": "ü", "extra": {"a": None}}, {"role": "assistant", "content": "x"}]}
+    path.write_text(f"{json.dumps(row, ensure_ascii=False)}\n{LINES[0]}\n", encoding="utf-8")
+    data = opened(path)
+    assert dict(data.conversation(0).row) == row
+    assert dict(data.conversation(1).row) == ROWS[0]
+
+
+@pytest.mark.parametrize("content", ["", "\n", "  \n\n\t\n"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_a_file_without_rows_is_refused(tmp_path: Path, content: str, name: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert refused(tmp_path / name) == f"data: no rows in {tmp_path / name}"
+
+
+def test_an_empty_array_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text("[]")
+    assert "no rows in" in refused(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text("\n " + json.dumps(ROWS, indent=indent))
+    data = opened(path)
+    assert answers(data) == WANTED
+    assert data.conversation(1).where == f"{path}, row 2"
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{LINES[0]}\n\n{{broken\n")
+    data = opened(path)
+    assert data.conversation(0).messages
+    with pytest.raises(UserError) as error:
+        data.conversation(1)
+    assert str(error.value).startswith(f"{path}, line 3: not valid JSON: ")
+
+
+def test_a_line_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(LINES[0].encode() + b'\n{"messages": "\xff\xfe"}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 2: not valid JSON"):
+        opened(path).conversation(1)
+
+
+def test_a_broken_array_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text("[{]")
+    assert refused(tmp_path / "rows.json").startswith(f"{tmp_path / 'rows.json'}: not valid JSON")
+
+
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{LINES[0]}\n" + '{"messages": [{"role": "human", "content": "x"}]}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 2, message 0: unknown role 'human'"):
+        opened(path).conversation(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl.gz", "\n".join(LINES)),
+        ("rows.jsonl.gz", f"\n{LINES[0]}\r\n\n{LINES[1]}\n  \n{LINES[2]}\n"),
+        ("rows.json.gz", json.dumps(ROWS)),
+        ("rows.json.gz", "\n".join(LINES)),
+    ],
+)
+def test_compressed_json(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(content.encode()))
+    data = opened(tmp_path / name)
+    assert answers(data) == WANTED
+    assert data.conversation(0).where.startswith(f"{tmp_path / name}, ")
+
+
+def test_compressed_rows_are_named_by_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(f"{LINES[0]}\n\n{{broken\n".encode()))
+    with pytest.raises(UserError, match="line 3: not valid JSON"):
+        opened(path).conversation(1)
+
+
+def test_a_file_that_is_not_compressed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl.gz").write_text(LINES[0])
+    assert "rows.jsonl.gz: cannot be read" in refused(tmp_path / "rows.jsonl.gz")
+
+
+def test_a_torn_compressed_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress("\n".join(LINES).encode())[:-20])
+    assert "rows.jsonl.gz: cannot be read" in refused(tmp_path / "rows.jsonl.gz")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def mixed_rows() -> list[dict[str, Any]]:
+    """Rows whose messages, calls and tools have different keys, so that a typed table fills the others with None."""
+
+    def calling(key: str) -> dict[str, Any]:
+        call = {"type": "function", "function": {"name": key, "arguments": {key: 1}}}
+        answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+        return {
+            "messages": [{"role": "user", "content": "q"}, answer],
+            "tools": [{"properties": {key: {"type": "int"}}}],
+        }
+
+    return [{**conversation_row(turns=1), "tools": None}, calling("x"), calling("y")]
+
+
+def check_mixed(data: Mixture) -> None:
+    plain, *calling = (data.conversation(i) for i in range(3))
+    assert [set(m.data) for m in plain.messages] == [{"role", "content"}, {"role", "content", "reasoning_content"}]
+    assert plain.tools is None
+    for key, conversation in zip("xy", calling, strict=True):
+        assert [set(m.data) - {"content"} for m in conversation.messages] == [{"role"}, {"role", "tool_calls"}]
+        call = {"type": "function", "function": {"name": key, "arguments": {key: 1}}}
+        assert conversation.messages[1].tool_calls == [call]
+        assert conversation.tools == [{"properties": {key: {"type": "int"}}}]
+
+
+def test_parquet_leaves_out_the_keys_a_row_does_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    table = pyarrow.Table.from_pylist(mixed_rows())
+    assert table.to_pylist()[0]["messages"][0]["tool_calls"] is None, "the table must hold a None to be left out"
+    pyarrow.parquet.write_table(table, path)
+    data = opened(path)
+    check_mixed(data)
+    assert data.conversation(1).where == f"{path}, row 2"
+
+
+def test_an_arrow_folder(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(mixed_rows()).save_to_disk(str(tmp_path / "saved"))
+    data = opened(tmp_path / "saved")
+    check_mixed(data)
+    assert data.conversation(0).where == f"{tmp_path / 'saved'}, row 1"
+
+
+@pytest.mark.parametrize(("split", "wanted"), [("train", WANTED), ("test", WANTED[:1])])
+def test_an_arrow_folder_of_splits(tmp_path: Path, split: str, wanted: list[str]) -> None:
+    splits = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:1])}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    assert answers(opened({"path": str(tmp_path / "saved"), "split": split})) == wanted
+
+
+def test_an_arrow_file(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(mixed_rows()).save_to_disk(str(tmp_path / "saved"))
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    check_mixed(opened(file))
+
+
+def test_csv_with_columns_of_json_text(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "messages", "tools"])
+        writer.writerow([1, json.dumps(ROWS[0]["messages"]), json.dumps(tools)])
+        writer.writerow([2, json.dumps([{"role": "user", "content": "a\nb"}, ROWS[1]["messages"][1]]), "[]"])
+    data = opened(path)
+    assert answers(data) == WANTED[:2]
+    assert data.conversation(0).tools == tools
+    assert data.conversation(1).tools is None
+    assert data.conversation(1).messages[0].content == "a\nb"
+    assert data.conversation(1).where == f"{path}, row 2"
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_broken_table_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    path.write_bytes(b"no table at all, only words")
+    assert refused(path).startswith(f"{path}: cannot be read: ")
+
+
+def test_a_broken_arrow_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    assert str(tmp_path / "saved") in refused(tmp_path / "saved")
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_glob_takes_the_files_in_order(tmp_path: Path) -> None:
+    numbers = [7, 2, 9, 0, 4, 11, 1, 8, 3, 10, 6, 5]
+    for number in numbers:
+        (tmp_path / f"part-{number:02}.jsonl").write_text(json.dumps(numbered(number)))
+    (tmp_path / "other.jsonl").write_text(LINES[2])
+    (tmp_path / "part-x").mkdir()
+    data = opened(tmp_path / "part-*")
+    assert answers(data) == [f"answer {i}" for i in range(12)]
+    assert data.conversation(2).where == f"{tmp_path / 'part-02.jsonl'}, line 1"
+
+
+def test_a_file_may_have_the_signs_of_a_glob_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "rows[1].jsonl").write_text("\n".join(LINES))
+    assert answers(opened(tmp_path / "rows[1].jsonl")) == WANTED
+
+
+def test_a_relative_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.jsonl").write_text("\n".join(LINES))
+    monkeypatch.chdir(tmp_path)
+    assert answers(opened("sub/*.jsonl")) == WANTED
+    assert answers(opened("**/*.jsonl")) == WANTED
+
+
+def test_a_folder_takes_its_data_files_in_order(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.jsonl").write_text(LINES[0])
+    (tmp_path / "b" / "a.json").write_text(json.dumps([ROWS[1]]))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(LINES[2].encode()))
+    (tmp_path / "README.md").write_text("no data")
+    (tmp_path / ".hidden.jsonl").write_text("no data")
+    assert answers(opened(tmp_path)) == WANTED
+
+
+def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("no data")
+    assert refused(tmp_path) == f"{tmp_path}: no data file in this folder (.jsonl, .json, .parquet, .csv, .arrow)"
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "./none.jsonl", "sub/none.parquet", "./none", "a/b/c"])
+def test_a_missing_file_is_refused_without_asking_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
+    monkeypatch.chdir(tmp_path)
+    assert refused(name) == f"data: no such file: {name}"
+    assert refused(tmp_path / name) == f"data: no such file: {tmp_path / name}"
+
+
+def test_a_glob_that_matches_nothing_is_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path / "*.jsonl") == f"data: no file matches {tmp_path / '*.jsonl'}"
+
+
+def test_an_unknown_kind_of_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text(LINES[0])
+    assert "rows.txt: unknown kind of file; data files are .jsonl, .json" in refused(tmp_path / "rows.txt")
+
+
+def test_what_the_hub_says_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert refused("org/name") == "data: org/name is no file here, and the Hub says: no network"
+
+
+def test_a_hub_data_set_is_asked_for_as_the_source_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, Any]] = []
+
+    def load_dataset(*arguments: Any, **keys: Any) -> Any:
+        asked.append((arguments, keys))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    data = opened({"path": "org/name", "name": "part", "split": "test", "revision": "v1"}, streaming=False)
+    assert answers(data) == WANTED
+    assert data.conversation(1).where == "org/name, row 2"
+    assert asked == [(("org/name", "part"), {"split": "test", "revision": "v1", "streaming": False})]
+
+
+# --- mixing -----------------------------------------------------------------------------------------------------------
+
+
+def two_files(tmp_path: Path, first: float, second: float) -> Mixture:
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(numbered(i))}\n" for i in range(10)))
+    (tmp_path / "b.jsonl").write_text("".join(f"{json.dumps(numbered(i))}\n" for i in range(10, 16)))
+    return opened(
+        {"path": str(tmp_path / "a.jsonl"), "weight": first}, {"path": str(tmp_path / "b.jsonl"), "weight": second}
+    )
+
+
+def test_rows_are_numbered_through_all_sources_in_file_order(tmp_path: Path) -> None:
+    data = two_files(tmp_path, 0.5, 2)
+    assert len(data) == 16
+    assert answers(data) == [f"answer {i}" for i in range(16)]
+    assert data.conversation(10).where == f"{tmp_path / 'b.jsonl'}, line 1"
+    for index in (16, -1):
+        with pytest.raises(UserError, match="the data has 16 rows, counted from 0"):
+            data.conversation(index)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("weight", "size"), [(0.5, 5), (1, 10), (2, 20), (2.5, 25), (0.25, 2), (0.07, 1)])
+def test_an_epoch_holds_each_source_as_often_as_its_weight_says(
+    tmp_path: Path, weight: float, size: int, shuffle: bool
+) -> None:
+    times = Counter(two_files(tmp_path, weight, 1).epoch(0, 42, shuffle).tolist())
+    assert sum(times[i] for i in range(10)) == size
+    assert all(int(weight) <= times[i] <= int(weight) + 1 for i in range(10))
+    assert [times[i] for i in range(10, 16)] == [1] * 6
+
+
+def test_without_shuffling_an_epoch_is_in_file_order(tmp_path: Path) -> None:
+    assert two_files(tmp_path, 1, 1).epoch(3, 42, shuffle=False).tolist() == list(range(16))
+    half = two_files(tmp_path, 0.5, 1).epoch(0, 42, shuffle=False).tolist()
+    assert half == sorted(half)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
+    data, again = two_files(tmp_path, 1, 1), two_files(tmp_path, 1, 1)
+    order = data.epoch(0, 42, shuffle=True)
+    assert np.array_equal(order, data.epoch(0, 42, shuffle=True))
+    assert np.array_equal(order, again.epoch(0, 42, shuffle=True))
+    assert sorted(order) == list(range(16))
+    assert order.tolist() != list(range(16))
+    assert not np.array_equal(order, data.epoch(1, 42, shuffle=True))
+    assert not np.array_equal(order, data.epoch(0, 43, shuffle=True))
+
+
+def test_a_share_of_a_source_differs_between_epochs(tmp_path: Path) -> None:
+    data = two_files(tmp_path, 0.5, 1)
+    shares = [frozenset(n for n in data.epoch(epoch, 42, shuffle=True).tolist() if n < 10) for epoch in range(6)]
+    assert len(set(shares)) > 1
+    assert frozenset().union(*shares) > shares[0]
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+def generate(start: int, count: int) -> Iterator[dict[str, Any]]:
+    for number in range(start, start + count):
+        yield numbered(number)
+
+
+def stream(*sizes: int, weights: tuple[float, ...] = (1.0, 1.0), buffer: int = 100) -> Stream:
+    sources, start = [], 0
+    for number, size in enumerate(sizes):
+        made = datasets.IterableDataset.from_generator(generate, gen_kwargs={"start": start, "count": size})
+        sources.append((made, f"org/{'ab'[number]}", weights[number]))
+        start += size
+    return Stream(tuple(sources), "messages", "tools", buffer)
+
+
+def taken(data: Stream, epoch: int = 0, seed: int = 1, shuffle: bool = True) -> list[str]:
+    return [c.messages[-1].content.removeprefix("answer ") for c in data.conversations(epoch, seed, shuffle)]
+
+
+def test_a_stream_gives_every_row_in_order_and_says_where_it_is() -> None:
+    conversations = list(stream(20).conversations(0, 1, shuffle=False))
+    assert [c.messages[-1].content for c in conversations] == [f"answer {i}" for i in range(20)]
+    assert [c.where for c in conversations] == [f"org/a, row {i + 1}" for i in range(20)]
+    assert set(conversations[0].row) == {"id", "messages"}
+
+
+def test_a_shuffled_stream_keeps_the_place_of_each_row_and_repeats_its_order() -> None:
+    conversations = list(stream(20).conversations(0, 1, shuffle=True))
+    order = [int(c.row["id"]) for c in conversations]
+    assert [c.where for c in conversations] == [f"org/a, row {i + 1}" for i in order]
+    assert order != list(range(20))
+    assert sorted(order) == list(range(20))
+    assert taken(stream(20)) == [str(i) for i in order]
+    assert taken(stream(20), epoch=1) != [str(i) for i in order]
+    assert taken(stream(20), seed=7) != [str(i) for i in order]
+
+
+def test_streams_mix_in_an_order_that_repeats() -> None:
+    order = taken(stream(20, 10))
+    assert order == taken(stream(20, 10))
+    assert set(order) == {str(i) for i in range(30)}
+    conversations = list(stream(20, 10).conversations(0, 1, shuffle=False))
+    assert {c.where.split(",")[0] for c in conversations} == {"org/a", "org/b"}
+
+
+def test_the_weights_of_streams_are_their_shares() -> None:
+    def share(weights: tuple[float, float]) -> float:
+        first = taken(stream(300, 300, weights=weights), shuffle=False)[:200]
+        return sum(int(i) < 300 for i in first) / len(first)
+
+    assert share((9.0, 1.0)) > 0.8
+    assert share((1.0, 9.0)) < 0.2
+
+
+def test_a_bad_row_of_a_stream_is_named() -> None:
+    made = datasets.IterableDataset.from_generator(lambda: iter([ROWS[0], {"messages": []}]))
+    data = Stream(((made, "org/a", 1.0),), "messages", "tools", 10)
+    with pytest.raises(UserError, match="org/a, row 2: 'messages' must be a non-empty list"):
+        list(data.conversations(0, 1, shuffle=False))
+
+
+def test_a_hub_source_is_streamed_and_does_not_mix_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = datasets.IterableDataset.from_generator(generate, gen_kwargs={"start": 0, "count": 3})
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: made)
+    section = DataSection(train=[Source(path="org/name")])
+    data = open_data(section, section.train)
+    assert isinstance(data, Stream)
+    assert taken(data, shuffle=False) == ["0", "1", "2"]
+    (tmp_path / "a.jsonl").write_text(LINES[0])
+    assert "Hub streams and local files cannot be mixed; set data.streaming to false" in refused(
+        "org/name", tmp_path / "a.jsonl"
+    )
