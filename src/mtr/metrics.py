@@ -28,13 +28,21 @@ def environment(seed: int, device: torch.device, num_processes: int, date: str) 
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "cuda": torch.version.cuda if cuda else None,
         "cpus": os.cpu_count(),
         "num_processes": num_processes,
         "seed": seed,
         "date": date,
     }
+
+
+def _processor() -> str:
+    """The CPU's name, for example "AMD EPYC 9R14 (2 cores)"."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{named or platform.processor() or platform.machine()} ({os.cpu_count()} cores)"
 
 
 _STATUS = Path("/proc/self/status")
