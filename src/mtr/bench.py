@@ -22,10 +22,11 @@ from torch import Tensor
 
 from mtr.attention import PAD_TO, choose_backend
 from mtr.batch import Batch, build_batch
+from mtr.device import peak_memory, pick_device, reset_peak_memory
 from mtr.flops import count_flops
 from mtr.layout import Layout, View
 from mtr.loss import weighted_nll
-from mtr.metrics import environment, peak_memory, reset_peak_memory
+from mtr.metrics import environment
 from mtr.model import (
     OutputHead,
     TreeModel,
@@ -62,7 +63,7 @@ def bench(recipe: Recipe, conversations: int = 8, repeats: int = 5) -> dict[str,
     Returns:
         What `mtr bench --json` prints.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device()
     recipe = without_dropout(recipe)
     renderer = load_renderer(recipe, load_tokenizer(recipe))
     views = first_views(recipe, Builder(recipe, renderer), conversations)
@@ -122,21 +123,26 @@ def bench(recipe: Recipe, conversations: int = 8, repeats: int = 5) -> dict[str,
 def _measure(
     cases: Sequence[Case], model: Any, repeats: int, device: torch.device
 ) -> list[tuple[list[float], int, float]]:
-    """Seconds of each repeat, peak memory and loss of each case; the cases take turns, after a warm-up of each."""
+    """Seconds of each repeat, peak memory and loss of each case.
+
+    The cases take turns. A warm-up of each, not timed, is where its memory is measured.
+    """
     seconds: list[list[float]] = [[] for _ in cases]
     memory, losses = [0] * len(cases), [0.0] * len(cases)
     for repeat in range(repeats + 1):
         for i, case in enumerate(cases):
             (use_own_attention if case.strategy == "per_turn_padded" else use_tree_attention)(model)
             model.zero_grad(set_to_none=True)
-            reset_peak_memory(device)
+            if repeat == 0:
+                reset_peak_memory(device)
             _wait(device)
             began = time.perf_counter()
             losses[i] = case.run()
             _wait(device)
-            if repeat:
+            if repeat == 0:
+                memory[i] = peak_memory(device)
+            else:
                 seconds[i].append(time.perf_counter() - began)
-            memory[i] = max(memory[i], peak_memory(device))
     return list(zip(seconds, memory, losses, strict=True))
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mtr import __version__
+from mtr.device import device_name
 from mtr.steps import Counts
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
@@ -28,44 +26,13 @@ def environment(seed: int, device: torch.device, num_processes: int, date: str) 
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "device": device_name(device),
         "cuda": torch.version.cuda if cuda else None,
         "cpus": os.cpu_count(),
         "num_processes": num_processes,
         "seed": seed,
         "date": date,
     }
-
-
-def _processor() -> str:
-    """The CPU's name, for example "AMD EPYC 9R14 (2 cores)"."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{named or platform.processor() or platform.machine()} ({os.cpu_count()} cores)"
-
-
-_STATUS = Path("/proc/self/status")
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes since the start or the last reset: allocated on CUDA, else the largest resident set of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if _STATUS.exists():
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Start a new peak; without a way to do so (no /proc) the peak of the whole process stays."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def throughput(counts: Counts, seconds: float) -> dict[str, Any]:

@@ -30,10 +30,11 @@ from torch import Tensor, nn
 from mtr import checkpoint
 from mtr.attention import PAD_TO, choose_backend
 from mtr.data import Mixture, Stream, open_data
+from mtr.device import keep_freed_memory, peak_memory
 from mtr.display import RunDisplay
 from mtr.errors import UserError
 from mtr.generate import Played, exact_match, play
-from mtr.metrics import MetricsFile, environment, peak_memory, throughput, write_json
+from mtr.metrics import MetricsFile, environment, throughput, write_json
 from mtr.model import (
     TreeModel,
     adapted_modules,
@@ -79,6 +80,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summ
         UserError: something in the recipe, the data or the model has to be mended. Nothing is written before the
             first batch is built; a bad row met later leaves a checkpoint behind.
     """
+    keep_freed_memory()
     state = PartialState(cpu=not torch.cuda.is_available())
     output_dir = Path(recipe.training.output_dir)
     recipe, resume_from = _check_output_dir(recipe, output_dir, resume, overwrite)

@@ -14,6 +14,7 @@ from torch import Tensor
 from mtr.attention import Backend, choose_backend
 from mtr.batch import build_batch
 from mtr.data import Mixture, open_data
+from mtr.device import pick_device
 from mtr.errors import UserError
 from mtr.layout import View
 from mtr.model import (
@@ -49,7 +50,7 @@ def verify(
     Returns:
         What `mtr verify --json` prints.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device()
     recipe = without_dropout(recipe)
     if attention:
         recipe = recipe.replace(model={"attention": attention})
