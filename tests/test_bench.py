@@ -59,7 +59,7 @@ def test_the_command_prints_a_table_that_fits(
 
 
 def test_flops_are_those_of_a_model_one_can_count(models: Callable[..., Path]) -> None:
-    """A Llama of 2 layers by hand: frozen products 4 FLOP a parameter and token, attention 6 (8 + 8) a head and pair."""
+    """A Llama of 2 layers by hand: frozen products 4 FLOP a parameter and token, attention 6 (8 + 8) a head, pair."""
     import numpy as np
     from transformers import AutoModelForCausalLM
 

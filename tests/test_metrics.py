@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtr.metrics import PACKAGES, MetricsFile, environment, peak_memory, reset_peak_memory, throughput, write_json
+from mtr.device import peak_memory, reset_peak_memory
+from mtr.metrics import PACKAGES, MetricsFile, environment, throughput, write_json
 from mtr.steps import Counts
 
 CPU = torch.device("cpu")

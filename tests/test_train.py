@@ -135,13 +135,25 @@ def test_two_processes_are_one(run: Run, write_recipe: Recipes, tmp_path: Path) 
 def test_a_run_that_is_resumed_is_the_run_that_never_stopped(run: Run) -> None:
     whole, _ = run("whole", steps=6)
     folder, _ = run("halves", steps=6, training={"save_steps": 2})
-    for name in ("adapter_model.safetensors", "checkpoint-6"):
-        path = folder / name
-        path.rename(folder / f"old-{name}")
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "checkpoint-6").rename(folder / "old")
     resumed, summary = run("halves", steps=6, resume=True, training={"save_steps": 2})
     assert summary.steps == 6
+    assert summary.counts.conversations == 24
     assert trajectory(resumed) == trajectory(whole)
     assert (resumed / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_run_that_is_done_is_resumed_without_writing_a_line_twice(run: Run) -> None:
+    sections = {"training": {"save_steps": 1}, "data": {"eval": str(QUICKSTART / "eval.jsonl")}}
+    folder, once = run("run", steps=2, **sections)
+    before = lines(folder)
+    _, again = run("run", steps=2, resume=True, **sections)
+    assert [(line["step"], "eval_loss" in line) for line in lines(folder)] == [(1, False), (2, False), (2, True)]
+    assert [line.get("loss", line.get("eval_loss")) for line in lines(folder)] == [
+        line.get("loss", line.get("eval_loss")) for line in before
+    ]
+    assert again.eval_loss == once.eval_loss
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(run: Run) -> None:

@@ -86,6 +86,13 @@ def remove_run(output_dir: Path) -> None:
                 path.unlink()
 
 
+def step_of(folder: Path) -> int:
+    """The step after which a checkpoint was made."""
+    match = _NAME.search(folder.name)
+    assert match is not None
+    return int(match[1])
+
+
 def newest_checkpoint(output_dir: Path) -> Path | None:
     found = _checkpoints(output_dir)
     return found[-1][1] if found else None

@@ -67,23 +67,24 @@ def _finite(value: Any) -> Any:
 
 
 class MetricsFile:
-    """metrics.jsonl: appended and flushed line by line. Only the main process writes."""
+    """metrics.jsonl, one line at a time. Only the main process writes."""
 
-    def __init__(self, path: Path, last_step: int) -> None:
-        """Lines of steps after `last_step`, and a torn last line, are cut: the run will write them again."""
+    def __init__(self, path: Path, last_step: int, last_evaluation: int | None = None) -> None:
+        """Cut what a resumed run will write again: later steps, later evaluations, a torn last line."""
         self._path = path
+        last_evaluation = last_step if last_evaluation is None else last_evaluation
         if path.exists():
-            kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= last_step]
-            path.write_text("".join(kept))
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(line for line in lines if _is_before(line, last_step, last_evaluation)))
 
     def write(self, line: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(write_json(None, line) + "\n")
 
 
-def _step_of(line: str) -> float:
+def _is_before(line: str, last_step: int, last_evaluation: int) -> bool:
     try:
-        step = json.loads(line)["step"] if line.endswith("\n") else None
+        written = json.loads(line) if line.endswith("\n") else {}
+        return bool(written["step"] <= (last_evaluation if "eval_loss" in written else last_step))
     except (json.JSONDecodeError, KeyError, TypeError):
-        step = None
-    return float("inf") if step is None else step
+        return False

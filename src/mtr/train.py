@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
 import signal
 import time
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from mtr import checkpoint
 from mtr.attention import PAD_TO, choose_backend
+from mtr.conversation import Conversation
 from mtr.data import Mixture, Stream, open_data
 from mtr.device import keep_freed_memory, peak_memory
 from mtr.display import RunDisplay
@@ -52,25 +54,37 @@ from mtr.steps import Builder, Counts, IndexedSteps, Step, StreamedSteps, iterat
 
 @dataclass
 class Summary:
-    """What a run did."""
+    """What a run did, the part before a resume included."""
 
     output_dir: Path
     steps: int = 0
-    """Done in all, those before a resume included."""
+    epoch: float = 0.0
     empty_steps: int = 0
     """Steps in which no turn was left to train; they made no update."""
     nonfinite_steps: int = 0
     """Steps whose loss or gradient was not finite; they made no update."""
+    nonfinite_in_a_row: int = 0
     counts: Counts = field(default_factory=Counts)
     seconds: float = 0.0
     """Spent in steps."""
     loss: float | None = None
     """Of the last step."""
     eval_loss: float | None = None
+    evaluated_at: int = -1
+    """Step of the last evaluation."""
     exact_match: list[float] = field(default_factory=list)
     """Share of held-out turns answered exactly, before and after training."""
     stopped_by: int | None = None
     """The signal that ended the run early."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, as JSON."""
+        return {**vars(self), "output_dir": str(self.output_dir), "counts": vars(self.counts)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        kept = {key: value for key, value in state.items() if key in vars(self) and key != "output_dir"}
+        counts: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in kept.pop("counts").items()}
+        vars(self).update(kept, counts=Counts(**counts), stopped_by=None)
 
 
 def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summary:
@@ -80,138 +94,172 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summ
         UserError: something in the recipe, the data or the model has to be mended. Nothing is written before the
             first batch is built; a bad row met later leaves a checkpoint behind.
     """
-    keep_freed_memory()
-    state = PartialState(cpu=not torch.cuda.is_available())
-    output_dir = Path(recipe.training.output_dir)
-    recipe, resume_from = _check_output_dir(recipe, output_dir, resume, overwrite)
-    tokenizer = load_tokenizer(recipe)
-    renderer = load_renderer(recipe, tokenizer)
-    recipe = recipe.model_copy(update={"date": renderer.day.isoformat()})
-    training = recipe.training
-    backend = choose_backend(recipe.model.attention, text_config(load_config(recipe)), state.device)
-    builder = Builder(recipe, renderer, state.process_index, state.num_processes, PAD_TO.get(backend, 1))
-    data = open_data(recipe.data, recipe.data.train)
-    eval_data = open_data(recipe.data, recipe.data.eval) if recipe.data.eval else None
-    if isinstance(eval_data, Stream):
-        raise UserError("data.eval: a Hub stream has no end; set data.streaming to false to evaluate on it")
-    held_out = [eval_data.conversation(i) for i in range(_num_played(recipe, eval_data))] if eval_data else []
-    start = int(resume_from.name.split("-")[1]) if resume_from else 0
-    steps = _open_steps(builder, data, start)
-    num_steps = _count_steps(recipe, steps)
-    workers = recipe.data.num_workers if recipe.data.num_workers is not None else 2 * torch.cuda.is_available()
-    stream = _with_work_ahead(iterate_steps(steps, range(start, num_steps), workers))
+    run = _Run(recipe, resume, overwrite)
+    training = run.recipe.training
+    with _stop_signals() as stopped, run.display:
+        try:
+            if run.start == 0:
+                run.generate()
+            for step in run.stream:
+                run.update(step)
+                if _due(run.summary.steps, training.eval_steps):
+                    run.evaluate()
+                if _due(run.summary.steps, training.save_steps):
+                    run.save()
+                if signalled := _agree_to_stop(stopped, run.accelerator):
+                    run.save()
+                    run.summary.stopped_by = signalled
+                    break
+            else:
+                run.finish()
+        except UserError:
+            if run.summary.steps > run.start:
+                run.save()
+            raise
+    run.export()
+    return run.summary
 
-    model = load_model(recipe, state.device)
-    use_tree_attention(model)
-    if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    accelerator = _accelerator(model)
-    optimizer = build_optimizer(model, training)
-    schedule = build_schedule(optimizer, training, num_steps)
-    summary = Summary(output_dir, steps=start)
-    if resume_from:
-        saved = checkpoint.load_checkpoint(resume_from, model, optimizer, schedule)
-        summary.empty_steps, summary.nonfinite_steps = saved["empty_steps"], saved["nonfinite_steps"]
-    tree_model, prepared = accelerator.prepare(TreeModel(model, backend), optimizer)
 
-    state.wait_for_everyone()
-    display = RunDisplay(recipe, num_steps, start, enabled=state.is_main_process)
-    metrics = _begin_files(recipe, state, start, overwrite) if state.is_main_process else None
-    if resume and not resume_from:
-        display.say(f"note       no checkpoint in {output_dir}: starting from the beginning")
-    display.begin(model, adapted_modules(model), backend, state, len(data) if isinstance(data, Mixture) else None)
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
 
-    def evaluate(epoch: float) -> None:
-        if eval_data is None:
+
+class _Run:
+    """All that a run holds, set up in the order in which things can be wrong: recipe, template, data, model."""
+
+    def __init__(self, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+        keep_freed_memory()
+        self.process = PartialState(cpu=not torch.cuda.is_available())
+        self.output_dir = Path(recipe.training.output_dir)
+        recipe, resume_from = _check_output_dir(recipe, self.output_dir, resume, overwrite)
+        self.start = checkpoint.step_of(resume_from) if resume_from else 0
+        self.tokenizer = load_tokenizer(recipe)
+        self.renderer = load_renderer(recipe, self.tokenizer)
+        self.recipe = recipe = recipe.model_copy(update={"date": self.renderer.day.isoformat()})
+        backend = choose_backend(recipe.model.attention, text_config(load_config(recipe)), self.process.device)
+        rank, processes = self.process.process_index, self.process.num_processes
+        self.builder = Builder(recipe, self.renderer, rank, processes, PAD_TO.get(backend, 1))
+        self.eval_data, self.held_out = _open_eval(recipe)
+        data = open_data(recipe.data, recipe.data.train)
+        steps = _open_steps(self.builder, data, self.start)
+        self.num_steps = _count_steps(recipe, steps)
+        numbers = range(self.start, self.num_steps)
+        self.stream = _with_work_ahead(iterate_steps(steps, numbers, _num_workers(recipe)))
+
+        self.model = load_model(recipe, self.process.device)
+        use_tree_attention(self.model)
+        if recipe.training.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.train()
+        self.accelerator = _accelerator(self.model)
+        optimizer = build_optimizer(self.model, recipe.training)
+        self.schedule = build_schedule(optimizer, recipe.training, self.num_steps)
+        self.summary = Summary(self.output_dir)
+        if resume_from:
+            self.summary.restore(checkpoint.load_checkpoint(resume_from, self.model, optimizer, self.schedule))
+        self.raw_optimizer = optimizer
+        self.tree_model, self.optimizer = self.accelerator.prepare(TreeModel(self.model, backend), optimizer)
+
+        self.process.wait_for_everyone()
+        main = self.process.is_main_process
+        self.display = RunDisplay(recipe, self.num_steps, self.start, enabled=main)
+        self.metrics = _begin_files(recipe, self.process, self.summary, overwrite) if main else None
+        if resume and not resume_from:
+            self.display.say(f"note       no checkpoint in {self.output_dir}: starting from the beginning")
+        rows = len(data) if isinstance(data, Mixture) else None
+        self.display.begin(self.model, adapted_modules(self.model), backend, self.process, rows)
+        self.began = time.perf_counter()
+
+    def update(self, step: Step) -> None:
+        """One step: update, count, log."""
+        summary, training = self.summary, self.recipe.training
+        torch.manual_seed(hash((training.seed, summary.steps, self.process.process_index)) % 2**63)
+        rate = self.schedule.get_last_lr()[0]
+        loss, grad_norm = train_step(self.tree_model, step, self.accelerator, self.optimizer, training.max_grad_norm)
+        advance(self.schedule)
+        seconds = time.perf_counter() - self.began
+        summary.steps += 1
+        summary.epoch = step.epoch
+        summary.seconds += seconds
+        summary.counts.add(step.counts)
+        line = {"step": summary.steps, "epoch": step.epoch, "loss": loss, "learning_rate": rate, "grad_norm": grad_norm}
+        line |= throughput(step.counts, seconds) | {"position": step.position, **self._memory()}
+        if summary.steps % training.logging_steps == 0 or summary.steps == self.num_steps:
+            self._write(line)
+            self.display.stepped(line)
+        if loss is None or grad_norm is None:
+            summary.empty_steps += 1
+        else:
+            self._check_finite(loss, grad_norm)
+        self.began = time.perf_counter()
+
+    def _check_finite(self, loss: float, grad_norm: float) -> None:
+        summary, most = self.summary, self.recipe.training.max_nonfinite_steps
+        summary.loss = loss
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        summary.nonfinite_steps += not finite
+        summary.nonfinite_in_a_row = 0 if finite else summary.nonfinite_in_a_row + 1
+        if summary.nonfinite_in_a_row >= most or (not finite and summary.steps == self.num_steps):
+            raise UserError(
+                f"the loss or gradient was not finite in {summary.nonfinite_in_a_row} steps in a row, the last one "
+                f"step {summary.steps}; lower training.learning_rate, or look at the rows of these steps"
+            )
+
+    def evaluate(self) -> None:
+        """The loss on `data.eval`, if there is any."""
+        if self.eval_data is None:
             return
         began = time.perf_counter()
-        loss, counts = evaluate_loss(tree_model, builder, eval_data, accelerator)
-        summary.eval_loss = loss
-        line = {"step": summary.steps, "epoch": epoch, "eval_loss": loss}
-        line |= throughput(counts, time.perf_counter() - began) | {"peak_memory_bytes": peak_memory(state.device)}
-        if metrics:
-            metrics.write(line)
-        display.evaluated(line)
+        loss, counts = evaluate_loss(self.tree_model, self.builder, self.eval_data, self.accelerator)
+        self.summary.eval_loss, self.summary.evaluated_at = loss, self.summary.steps
+        line = {"step": self.summary.steps, "epoch": self.summary.epoch, "eval_loss": loss}
+        line |= throughput(counts, time.perf_counter() - began) | self._memory()
+        self._write(line)
+        self.display.evaluated(line)
+        self.began = time.perf_counter()
 
-    def generate() -> None:
-        if held_out and state.is_main_process:
-            played = play(model, renderer, held_out, recipe.generation.max_new_tokens)
-            summary.exact_match.append(exact_match(played))
-            _write_played(output_dir, summary.steps, played)
-            display.played(summary.steps, played)
+    def generate(self) -> None:
+        """Play the held-out conversations, on the main process; the others wait at the next step."""
+        if self.held_out and self.process.is_main_process:
+            played = play(self.model, self.renderer, self.held_out, self.recipe.generation.max_new_tokens)
+            self.summary.exact_match.append(exact_match(played))
+            _write_played(self.output_dir, self.summary.steps, played)
+            self.display.played(self.summary.steps, played)
+        self.began = time.perf_counter()
 
-    def save() -> None:
-        if state.is_main_process:
-            counters = {"empty_steps": summary.empty_steps, "nonfinite_steps": summary.nonfinite_steps}
+    def save(self) -> None:
+        if self.process.is_main_process:
             checkpoint.save_checkpoint(
-                output_dir,
-                summary.steps,
-                model,
-                tokenizer,
-                optimizer,
-                schedule,
-                counters,
-                training.save_total_limit,
+                self.output_dir,
+                self.summary.steps,
+                self.model,
+                self.tokenizer,
+                self.raw_optimizer,
+                self.schedule,
+                self.summary.state(),
+                self.recipe.training.save_total_limit,
             )
-        state.wait_for_everyone()
+        self.process.wait_for_everyone()
+        self.began = time.perf_counter()
 
-    generate()
-    model.train()
-    in_a_row, evaluated_at, epoch = 0, -1, 0.0
-    with _stop_signals() as stopped, display:
-        began = time.perf_counter()
-        try:
-            for step in stream:
-                torch.manual_seed(hash((training.seed, summary.steps, state.process_index)) % 2**63)
-                rate = schedule.get_last_lr()[0]
-                loss, grad_norm = train_step(tree_model, step, accelerator, prepared, training.max_grad_norm)
-                advance(schedule)
-                seconds, began = time.perf_counter() - began, time.perf_counter()
-                summary.steps, epoch = summary.steps + 1, step.epoch
-                summary.seconds += seconds
-                summary.counts.add(step.counts)
-                summary.empty_steps += loss is None
-                if loss is not None:
-                    summary.loss = loss
-                    in_a_row = 0 if math.isfinite(loss) and math.isfinite(grad_norm or 0.0) else in_a_row + 1
-                    summary.nonfinite_steps += in_a_row > 0
-                line = {"step": summary.steps, "epoch": epoch, "loss": loss, "learning_rate": rate}
-                line |= {"grad_norm": grad_norm, **throughput(step.counts, seconds)}
-                line |= {"position": step.position, "peak_memory_bytes": peak_memory(state.device)}
-                if summary.steps % training.logging_steps == 0 or summary.steps == num_steps:
-                    if metrics:
-                        metrics.write(line)
-                    display.stepped(line)
-                if in_a_row >= training.max_nonfinite_steps:
-                    raise UserError(
-                        f"the loss or gradient was not finite in {in_a_row} steps in a row, the last one step "
-                        f"{summary.steps}; lower training.learning_rate, or look at the rows of these steps"
-                    )
-                if training.eval_steps and summary.steps % training.eval_steps == 0:
-                    evaluate(epoch)
-                    evaluated_at = summary.steps
-                if training.save_steps and summary.steps % training.save_steps == 0:
-                    save()
-                summary.stopped_by = _agree_to_stop(stopped, accelerator)
-                if summary.stopped_by:
-                    save()
-                    break
-                began = time.perf_counter()
-            if summary.nonfinite_steps and summary.loss is not None and not math.isfinite(summary.loss):
-                raise UserError(f"the run ends in steps whose loss is not finite ({summary.loss}); see metrics.jsonl")
-            if not summary.stopped_by:
-                if evaluated_at < summary.steps:
-                    evaluate(epoch)
-                generate()
-        except UserError:
-            if summary.steps > start:
-                save()
-            raise
-    if state.is_main_process:
-        checkpoint.save_model(model, tokenizer, output_dir)
-    display.end(summary)
-    state.wait_for_everyone()
-    return summary
+    def finish(self) -> None:
+        """What comes after the last step."""
+        if self.summary.evaluated_at < self.summary.steps:
+            self.evaluate()
+        self.generate()
+
+    def export(self) -> None:
+        if self.process.is_main_process:
+            checkpoint.save_model(self.model, self.tokenizer, self.output_dir)
+        self.display.end(self.summary)
+        self.process.wait_for_everyone()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.metrics:
+            self.metrics.write(line)
+
+    def _memory(self) -> dict[str, int]:
+        return {"peak_memory_bytes": peak_memory(self.process.device)}
 
 
 def train_step(
@@ -269,8 +317,19 @@ def _open_steps(builder: Builder, data: Mixture | Stream, start: int) -> Indexed
     return StreamedSteps(builder, data, shuffle, start)
 
 
-def _num_played(recipe: Recipe, eval_data: Mixture) -> int:
-    return min(recipe.generation.conversations, len(eval_data))
+def _open_eval(recipe: Recipe) -> tuple[Mixture | None, list[Conversation]]:
+    """The evaluation data, and the conversations of it that are played."""
+    if not recipe.data.eval:
+        return None, []
+    data = open_data(recipe.data, recipe.data.eval)
+    if isinstance(data, Stream):
+        raise UserError("data.eval: a Hub stream has no end; set data.streaming to false to evaluate on it")
+    return data, [data.conversation(i) for i in range(min(recipe.generation.conversations, len(data)))]
+
+
+def _num_workers(recipe: Recipe) -> int:
+    asked = recipe.data.num_workers
+    return asked if asked is not None else 2 * torch.cuda.is_available()
 
 
 def _count_steps(recipe: Recipe, steps: IndexedSteps | StreamedSteps) -> int:
@@ -344,21 +403,24 @@ def _check_output_dir(recipe: Recipe, output_dir: Path, resume: bool, overwrite:
     return recipe, newest
 
 
-def _begin_files(recipe: Recipe, state: PartialState, start: int, overwrite: bool) -> MetricsFile:
+def _begin_files(recipe: Recipe, process: PartialState, summary: Summary, overwrite: bool) -> MetricsFile:
     output_dir = Path(recipe.training.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     if overwrite:
         checkpoint.remove_run(output_dir)
     (output_dir / "recipe.yaml").write_text(recipe.dump())
-    described = environment(recipe.training.seed, state.device, state.num_processes, str(recipe.date))
+    described = environment(recipe.training.seed, process.device, process.num_processes, str(recipe.date))
     write_json(output_dir / "environment.json", described)
-    return MetricsFile(output_dir / "metrics.jsonl", last_step=start)
+    return MetricsFile(output_dir / "metrics.jsonl", summary.steps, summary.evaluated_at)
 
 
 def _write_played(output_dir: Path, step: int, played: list[Played]) -> None:
-    mode = "w" if step == 0 else "a"
-    with (output_dir / "generations.jsonl").open(mode) as file:
-        file.writelines(write_json(None, {"step": step, **turn.as_row()}) + "\n" for turn in played)
+    """Add to generations.jsonl; what an earlier try wrote from this step on is replaced."""
+    path = output_dir / "generations.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] < step]
+    new = [write_json(None, {"step": step, **turn.as_row()}) for turn in played]
+    path.write_text("".join(f"{line}\n" for line in [*kept, *new]), encoding="utf-8")
 
 
 @contextlib.contextmanager

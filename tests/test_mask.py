@@ -1,0 +1,286 @@
+"""Claims: every form of the mask is the same mask. Literal matrices pin the dense reference; the block mask equals the
+one torch makes from the predicate, and the tiles cover each visible pair once.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_layout import DRAWING, check_layout, groups, view
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from mtr.batch import build_batch
+from mtr.layout import View, count_pairs, merge
+from mtr.mask import FULL, QueryBlock, Span, Tree, block_mask, dense_mask, mask_mod, tile_plan
+from mtr.packing import Pack
+
+SPANS = [FULL, Span("sliding", 1), Span("sliding", 5), Span("sliding", 70), Span("chunked", 4), Span("chunked", 33)]
+
+
+def tree_of(*groups_of_views: list[View], padding_to: int = 1) -> Tree:
+    return build_batch(Pack(tuple(merge(views) for views in groups_of_views)), padding_to).tree
+
+
+def random_chat(rng: np.random.Generator, turns: int, size: int) -> list[View]:
+    """Thinking of earlier turns dropped, now and then none; segments of up to `size` tokens."""
+    history = list(rng.integers(0, 50, rng.integers(1, size + 1)))
+    views = []
+    for turn in range(turns):
+        thinking = list(rng.integers(0, 50, rng.integers(0, size + 1)))
+        answer = list(rng.integers(0, 50, rng.integers(1, size + 1)))
+        views.append(view(history, thinking + answer, 1.0, turn))
+        history = history + answer + list(rng.integers(0, 50, rng.integers(1, size + 1)))
+    return views
+
+
+def random_forest(seed: int, size: int = 12, padding_to: int = 1) -> Tree:
+    rng = np.random.default_rng(seed)
+    chats = [random_chat(rng, int(rng.integers(1, 5)), size) for _ in range(rng.integers(1, 4))]
+    return tree_of(*chats, padding_to=padding_to)
+
+
+def matrix(drawing: str) -> list[list[bool]]:
+    return [[mark == "x" for mark in line.split()] for line in drawing.strip().splitlines()]
+
+
+FULL_DRAWING = """
+x . . . . . .
+x x . . . . .
+x x x . . . .
+x x x x . . .
+x x x x x . .
+x . . . . x .
+x . . . . x x
+"""
+SLIDING_DRAWING = """
+x . . . . . .
+x x . . . . .
+. x x . . . .
+. . x x . . .
+. . . x x . .
+x . . . . x .
+. . . . . x x
+"""
+CHUNKED_DRAWING = """
+x . . . . . .
+x x . . . . .
+. . x . . . .
+. . x x . . .
+. . . . x . .
+x . . . . x .
+. . . . . . x
+"""
+
+
+@pytest.mark.parametrize(
+    ("span", "drawing"),
+    [(FULL, FULL_DRAWING), (Span("sliding", 2), SLIDING_DRAWING), (Span("chunked", 2), CHUNKED_DRAWING)],
+)
+def test_literal_masks(span: Span, drawing: str) -> None:
+    assert dense_mask(tree_of(DRAWING), span).tolist() == matrix(drawing)
+
+
+def test_sibling_trees_and_padding_are_blocks_of_their_own() -> None:
+    tree = tree_of([view([1], [2])], [view([1], [2])], padding_to=6)
+    drawing = """
+    x . . . . .
+    x x . . . .
+    . . x . . .
+    . . x x . .
+    . . . . x .
+    . . . . . x
+    """
+    assert dense_mask(tree).tolist() == matrix(drawing)
+
+
+@given(groups, st.integers(1, 6))
+@settings(max_examples=60, deadline=None)
+def test_span_is_measured_along_the_path(views: list[View], size: int) -> None:
+    """Windows and chunks count ancestors, so they are what each separate sequence has."""
+    layout = merge(views)
+    check_layout(layout, views)
+    tree = tree_of(views)
+    sliding, chunked = dense_mask(tree, Span("sliding", size)), dense_mask(tree, Span("chunked", size))
+    for row, depth in enumerate(layout.position_ids.tolist()):
+        assert int(sliding[row].sum()) == min(depth + 1, size)
+        assert int(chunked[row].sum()) == depth % size + 1
+
+
+# --- block mask -------------------------------------------------------------------------------------------------------
+
+TENSORS = (
+    "kv_num_blocks",
+    "kv_indices",
+    "full_kv_num_blocks",
+    "full_kv_indices",
+    "q_num_blocks",
+    "q_indices",
+    "full_q_num_blocks",
+    "full_q_indices",
+)
+
+
+def torchs_own(tree: Tree, span: Span, block_size: int) -> BlockMask:
+    length = len(tree.subtree_end)
+    return create_block_mask(mask_mod(tree, span), 1, 1, length, length, device="cpu", BLOCK_SIZE=block_size)
+
+
+@pytest.mark.parametrize("padding_to", [1, 128])
+@pytest.mark.parametrize("block_size", [1, 7, 16, 64, 128])
+def test_block_mask_is_torchs_own(block_size: int, padding_to: int) -> None:
+    lengths = set()
+    for seed in range(8):
+        tree = random_forest(seed, 30, padding_to)
+        lengths.add(len(tree.subtree_end) % block_size)
+        ours, theirs = block_mask(tree, FULL, block_size), torchs_own(tree, FULL, block_size)
+        for name in TENSORS:
+            one, other = getattr(ours, name), getattr(theirs, name)
+            assert one.dtype == other.dtype, name
+            assert torch.equal(one, other), f"{name}, seed {seed}"
+        assert ours.shape == theirs.shape
+        assert ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+    assert padding_to > 1 or block_size == 1 or len(lengths) > 2, "odd lengths were not tried"
+
+
+def listed(counts: Tensor | None, indices: Tensor | None, block_size: int, length: int) -> Tensor:
+    """[T, T]: whether the block of a pair is listed."""
+    assert counts is not None
+    assert indices is not None
+    blocks = torch.zeros(counts.shape[-1], indices.shape[-1], dtype=torch.bool)
+    for row, count in enumerate(counts[0, 0].tolist()):
+        blocks[row, indices[0, 0, row, :count].long()] = True
+    spread = blocks.repeat_interleave(block_size, 0).repeat_interleave(block_size, 1)
+    return spread[:length, :length]
+
+
+def what_flex_sees(mask: BlockMask, dense: Tensor, block_size: int) -> Tensor:
+    """The predicate within partial blocks, everything within full ones."""
+    length = len(dense)
+    partial = listed(mask.kv_num_blocks, mask.kv_indices, block_size, length)
+    full = listed(mask.full_kv_num_blocks, mask.full_kv_indices, block_size, length)
+    assert not (partial & full).any()
+    return full | (partial & dense)
+
+
+@pytest.mark.parametrize("block_size", [1, 5, 16, 64])
+@pytest.mark.parametrize("span", SPANS[1:], ids=str)
+def test_block_mask_of_windows_loses_and_adds_nothing(span: Span, block_size: int) -> None:
+    for seed in range(6):
+        tree = random_forest(seed, 30, 64 if seed % 2 else 1)
+        dense, mask = dense_mask(tree, span), block_mask(tree, span, block_size)
+        assert torch.equal(what_flex_sees(mask, dense, block_size), dense), seed
+        index = torch.arange(len(dense))
+        zero = index.new_zeros(())
+        assert torch.equal(mask.mask_mod(zero, zero, index[:, None], index[None, :]), dense)
+
+
+def test_window_leaves_blocks_out() -> None:
+    """The superset is no excuse: a narrow window on a long path visits a diagonal of blocks."""
+    tree = tree_of([view(range(1000), range(24))])
+    mask = block_mask(tree, Span("sliding", 16), 16)
+    assert int(mask.kv_num_blocks.sum()) == 64 + 63
+    mask = block_mask(tree, Span("chunked", 32), 16)
+    assert int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum()) == 64 + 32  # type: ignore[union-attr]
+
+
+def test_missing_block_is_seen() -> None:
+    tree = random_forest(1, 30)
+    dense, mask = dense_mask(tree), block_mask(tree, FULL, 16)
+    mask.kv_num_blocks[0, 0, -1] -= 1
+    assert not torch.equal(what_flex_sees(mask, dense, 16), dense)
+
+
+def test_blocks_of_the_eight_turn_shape() -> None:
+    """H = 200, T = 1500, A = 300: blocks of 128 are within 12 % of the visible pairs."""
+    rng = np.random.default_rng(0)
+    history: list[int] = []
+    views = []
+    for turn in range(8):
+        history = history + list(rng.integers(0, 10**6, 200))
+        thinking, answer = list(rng.integers(0, 10**6, 1500)), list(rng.integers(0, 10**6, 300))
+        views.append(view(history, thinking + answer, 1.0, turn))
+        history = history + answer
+    mask = block_mask(tree_of(views))
+    assert mask.full_kv_num_blocks is not None
+    partial, full = int(mask.kv_num_blocks.sum()), int(mask.full_kv_num_blocks.sum())
+    least = count_pairs(merge(views)) / 128**2
+    assert least == pytest.approx(2924, abs=1)
+    assert least <= partial + full <= 1.12 * least
+    assert partial <= 500
+
+
+# --- tiles ------------------------------------------------------------------------------------------------------------
+
+
+def covered(plan: list[QueryBlock], length: int) -> Tensor:
+    """[T, T]: how often the tiles visit each pair."""
+    counts = torch.zeros(length, length, dtype=torch.int64)
+    for block in plan:
+        for tile in block.tiles:
+            shape = (block.end - block.start, tile.end - tile.start)
+            seen = torch.ones(shape, dtype=torch.int64)
+            if tile.causal:
+                assert (tile.start, tile.end) == (block.start, block.end)
+                seen = seen.tril()
+            if tile.mask is not None:
+                assert tile.mask.shape == shape
+                seen = seen * tile.mask
+            counts[block.start : block.end, tile.start : tile.end] += seen
+    return counts
+
+
+@given(
+    st.lists(groups, min_size=1, max_size=3),
+    st.sampled_from([1, 4, 16]),
+    st.one_of(
+        st.just(FULL),
+        st.builds(Span, st.sampled_from(["sliding", "chunked"]), st.integers(1, 12)),
+    ),
+)
+@settings(max_examples=200, deadline=None)
+def test_tiles_visit_each_visible_pair_once(forest: list[list[View]], padding_to: int, span: Span) -> None:
+    tree = tree_of(*forest, padding_to=padding_to)
+    dense = dense_mask(tree, span)
+    assert torch.equal(covered(tile_plan(tree, span), len(dense)), dense.long())
+
+
+@pytest.mark.parametrize("span", SPANS, ids=str)
+def test_tiles_of_long_chains(span: Span) -> None:
+    """Chains longer than the window and than the least block of queries."""
+    for seed in range(8):
+        tree = random_forest(seed, 150, 32 if seed % 2 else 1)
+        dense = dense_mask(tree, span)
+        assert torch.equal(covered(tile_plan(tree, span), len(dense)), dense.long()), seed
+
+
+@pytest.mark.parametrize("span", [FULL, Span("sliding", 20), Span("chunked", 20)], ids=str)
+def test_query_blocks_cut_the_row(span: Span) -> None:
+    tree = random_forest(3, 60, 16)
+    plan = tile_plan(tree, span)
+    assert plan[0].start == 0
+    assert plan[-1].end == len(tree.subtree_end)
+    assert all(one.end == two.start for one, two in itertools.pairwise(plan))
+    assert all(block.start < block.end and block.tiles for block in plan)
+
+
+def test_dropped_tile_is_seen() -> None:
+    tree = tree_of(DRAWING)
+    plan = tile_plan(tree)
+    block = next(block for block in plan if len(block.tiles) > 1)
+    broken = [QueryBlock(b.start, b.end, b.tiles[1:]) if b is block else b for b in plan]
+    assert not torch.equal(covered(broken, 7), dense_mask(tree).long())
+
+
+def test_work_of_a_window_is_the_window() -> None:
+    """Keys out of reach are not visited: the scores computed stay linear in the length."""
+    tree = tree_of([view(range(4000), range(96))])
+    for span in (Span("sliding", 64), Span("chunked", 64)):
+        plan = tile_plan(tree, span)
+        scores = sum((b.end - b.start) * (t.end - t.start) for b in plan for t in b.tiles)
+        assert scores <= 2 * 4096 * 64
