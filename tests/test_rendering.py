@@ -362,7 +362,6 @@ def test_split_is_the_inverse(name: str) -> None:
             assert made.split(list(turn.completion_ids[:-1])) == (message.thinking or "", message.content)
 
 
-@pytest.mark.xfail(reason="split keeps the special tokens after the close tag, though it says it leaves them out")
 def test_split_leaves_special_tokens_out() -> None:
     made = renderer(TEMPLATES["strips history"])
     (turn,) = made.render(parsed(conversation_row(1)))

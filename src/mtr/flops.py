@@ -38,7 +38,9 @@ def _per_token(module: nn.Module, config: Any) -> float:
     active = getattr(config, "num_experts_per_tok", None) or 1
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     total = 0.0
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
+        if "original_module" in name:  # replaced by the copy of it that is trained whole
+            continue
         if parameter.dim() < 2 or (id(parameter) in embeddings and not isinstance(module, nn.Linear)):
             continue
         share = active / experts if parameter.dim() == 3 and parameter.shape[0] == experts else 1.0

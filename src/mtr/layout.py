@@ -97,9 +97,7 @@ class Tree:
 
     def new_tokens(self, ids: Ints) -> int:
         """How many tokens the tree would grow by."""
-        node, offset, matched = self._descend(ids)
-        del node, offset
-        return len(ids) - matched
+        return len(ids) - self._descend(ids)[2]
 
     def add(self, view: View) -> None:
         ids = view.ids

@@ -99,6 +99,7 @@ class Renderer:
         self.arguments = dict(template or {})
         self.day = Date.fromisoformat(date) if date else Date.today()
         self.special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(stop_ids)
+        self._special_texts = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         eos = tokenizer.eos_token_id
         if eos is not None:
             self.special_ids.add(eos)
@@ -142,13 +143,16 @@ class Renderer:
         return self._encode([self._render(list(messages), tools, generation=True)])[0]
 
     def split(self, completion_ids: list[int]) -> tuple[str, str]:
-        """Thinking and response of a generated completion; special tokens are left out of both."""
+        """Thinking and response of a generated completion, without special tokens."""
         text = self.tokenizer.decode(completion_ids, skip_special_tokens=False)
-        if self.tags is not None:
-            thinking, close, response = text.partition(self.tags[1])
-            if close:
-                return thinking.replace(self.tags[0], "").strip(), response.strip()
-        return "", self.tokenizer.decode(completion_ids, skip_special_tokens=True).strip()
+        thinking, close, response = text.partition(self.tags[1]) if self.tags else ("", "", text)
+        if not close:
+            thinking, response = "", text
+        if self.tags:
+            thinking = thinking.replace(self.tags[0], "")
+        for token in self._special_texts:
+            thinking, response = thinking.replace(token, ""), response.replace(token, "")
+        return thinking.strip(), response.strip()
 
     # --- rendering ------------------------------------------------------------------------------------------------
 

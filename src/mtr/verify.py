@@ -28,7 +28,7 @@ from mtr.model import (
 )
 from mtr.packing import build_layouts, build_packs
 from mtr.recipe import Recipe
-from mtr.steps import Builder
+from mtr.steps import Builder, weigh
 
 TOLERANCE = {
     "float64": {"loss": 1e-7, "gradient": 1e-6},
@@ -102,8 +102,6 @@ def first_views(recipe: Recipe, builder: Builder, conversations: int) -> list[li
     else:
         first = (c for c, _ in zip(data.conversations(0, 0, shuffle=False), range(conversations), strict=False))
     rendered = [builder.turns(conversation) for conversation in first]
-    from mtr.steps import weigh
-
     views = [own for turns in rendered if (own := weigh(turns, recipe.loss.weighting))]
     if not views:
         reasons = "; ".join(sorted({turn.reason for turns in rendered for turn in turns if turn.reason}))
