@@ -6,6 +6,7 @@ causal mask, its own logits, and a loss written out here.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from mtr.errors import UserError
 from mtr.layout import View
 from mtr.model import (
     TreeModel,
+    base_model,
     load_model,
     load_renderer,
     load_tokenizer,
@@ -159,12 +161,14 @@ def _single_pass(
 
 def _per_turn(model: Any, views: list[list[View]], weight_sum: float, device: torch.device) -> float:
     use_own_attention(model)
+    saves_memory = "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
     total = 0.0
     for view in (view for group in views for view in group):
         ids = torch.tensor([*view.prompt_ids.tolist(), *view.completion_ids.tolist()], device=device)
-        logits = model(input_ids=ids[None], use_cache=False).logits[0]
         first = len(view.prompt_ids)
-        predicted = logits[first - 1 : -1].log_softmax(dim=-1)
+        needed = {"logits_to_keep": len(ids) - first + 1} if saves_memory else {}
+        logits = model(input_ids=ids[None], use_cache=False, **needed).logits[0]
+        predicted = logits[-(len(ids) - first) - 1 : -1].log_softmax(dim=-1)
         nll = -predicted.gather(1, ids[first:, None])[:, 0]
         loss = (nll * torch.from_numpy(view.weights).to(nll)).sum() / weight_sum
         loss.backward()
