@@ -18,18 +18,25 @@ from test_layout import view
 from torch.nn.attention.flex_attention import flex_attention
 
 import mtr.attention
-from mtr.attention import BACKENDS, PAD_TO, Backend, choose_backend, layer_spans, refusal
+import mtr.flex
+from mtr.attention import Backend, layer_spans, refusal
+from mtr.backend import pad_to_multiple_of
 from mtr.batch import build_batch
 from mtr.errors import UserError
 from mtr.layout import View, merge, path_to
-from mtr.mask import FULL, QueryBlock, Span, Tile, Tree, tile_plan
+from mtr.mask import FULL, Span, Tree
 from mtr.model import TreeModel, text_config, use_tree_attention
 from mtr.packing import Pack
+from mtr.plan import QueryBlock, Tile, tile_plan
 from mtr.probe import TOLERANCE, check_exact, probe, shrink
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 EXACT = [kind for kind in ARCHITECTURES if kind != "qwen3_next"]
-WITHOUT_SDPA = {"gemma2": "soft cap", "gpt_oss": "attention sinks"}
+WITHOUT = {
+    ("sdpa", "gemma2"): "soft cap",
+    ("sdpa", "gpt_oss"): "attention sinks",
+    ("varlen", "gemma2"): "soft cap",
+}
 
 
 def tiny_config(kind: str, **changes: Any) -> Any:
@@ -113,27 +120,6 @@ def test_refusal_of_real_configs(kind: str) -> None:
     assert (reason is None) == (kind in EXACT), reason
 
 
-def test_choose_backend() -> None:
-    assert choose_backend("auto", config(), CPU) == "segment"
-    assert choose_backend("auto", config(), CUDA) == "flex"
-    for asked in BACKENDS:
-        device = CUDA if asked == "flex" else CPU
-        assert choose_backend(asked, config(), device) == asked
-    with pytest.raises(UserError, match=r"flex trains on CUDA.*attention: auto"):
-        choose_backend("flex", config(), CPU)
-    with pytest.raises(UserError, match=r"segment runs on the CPU.*attention: auto"):
-        choose_backend("segment", config(), CUDA)
-
-
-@pytest.mark.parametrize("kind", EXACT)
-def test_sdpa_is_refused_where_it_lacks_something(kind: str) -> None:
-    if kind in WITHOUT_SDPA:
-        with pytest.raises(UserError, match=WITHOUT_SDPA[kind]):
-            choose_backend("sdpa", tiny_config(kind), CPU)
-    else:
-        assert choose_backend("sdpa", tiny_config(kind), CPU) == "sdpa"
-
-
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +154,7 @@ def chat() -> list[View]:
 def worst_difference(model: Any, backend: Backend) -> float:
     """Of hidden states and logits, tree against each path alone through the model's own eager attention."""
     trees = [merge(chat()), merge([view([7, 8, 9], range(30)), view([7, 8], range(5, 12))])]
-    batch = build_batch(Pack(tuple(trees)), PAD_TO.get(backend, 1))
+    batch = build_batch(Pack(tuple(trees)), pad_to_multiple_of([backend]))
     with torch.no_grad():
         use_tree_attention(model)
         tree_model = TreeModel(model, backend)
@@ -188,27 +174,22 @@ def worst_difference(model: Any, backend: Backend) -> float:
     return worst
 
 
-@pytest.mark.parametrize("backend", ["segment", "sdpa", "eager"])
+@pytest.mark.parametrize("backend", ["segment", "varlen", "sdpa", "eager"])
 @pytest.mark.parametrize("kind", EXACT)
 def test_tree_equals_separate_passes(kind: str, backend: Backend, models: Callable[..., Path]) -> None:
-    if backend == "sdpa" and kind in WITHOUT_SDPA:
-        with pytest.raises(AssertionError, match=WITHOUT_SDPA[kind].split()[-1]):
+    missing = WITHOUT.get((backend, kind))
+    if missing:
+        with pytest.raises(AssertionError, match=missing.split()[-1]):
             worst_difference(load(models(kind)), backend)
     else:
         assert worst_difference(load(models(kind)), backend) < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-@pytest.mark.parametrize("kind", [kind for kind in EXACT if kind != "gpt_oss"])  # flex has no sinks on the CPU
+@pytest.mark.parametrize("kind", EXACT)
 def test_flex_equals_separate_passes(kind: str, models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's own uncompiled flex attention: the mask, its padding and the arguments are what a GPU gets."""
-    from transformers.integrations import flex_attention as integration
-
-    def uncompiled(query: Any, key: Any, value: Any, training: bool = False, **options: Any) -> Any:
-        options.pop("kernel_options", None)
-        return flex_attention(query, key, value, **options)
-
-    monkeypatch.setattr(integration, "compile_friendly_flex_attention", uncompiled)
+    monkeypatch.setattr(mtr.flex, "_kernel", lambda: flex_attention)
     assert worst_difference(load(models(kind)), "flex") < 1e-6
 
 

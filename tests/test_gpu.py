@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: flex is exact, forward and backward, in packs of odd shapes, and trains."""
+"""What only a CUDA device can show: flex and varlen are exact, forward and backward, in packs of odd shapes, and train."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_segment import CASES, dense_attention, inputs, results
 
+from mtr.attention import Backend, TreeAttention, attend
 from mtr.bench import bench
-from mtr.mask import FULL, Span, Tree, block_mask, dense_mask
+from mtr.mask import FULL, Span, Tree, dense_mask
 from mtr.recipe import load_recipe
 from mtr.train import train
 from mtr.verify import verify
@@ -38,28 +40,51 @@ def random_tree(length: int, seed: int, device: str) -> Tree:
     return Tree(torch.tensor(end, device=device), torch.tensor(position, device=device), np.array(parent))
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (8, 2)])
-@pytest.mark.parametrize("span", [FULL, Span("sliding", 100), Span("chunked", 96)], ids=lambda span: span.kind)
-@pytest.mark.parametrize("length", [128, 640, 1280])
-def test_flex_equals_dense_attention(length: int, span: Span, heads: tuple[int, int]) -> None:
-    from torch.nn.attention.flex_attention import flex_attention
-    from torch.nn.functional import scaled_dot_product_attention
+SPANS = [FULL, Span("sliding", 100), Span("chunked", 96)]
 
-    torch.manual_seed(0)
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("span", SPANS, ids=lambda span: span.kind)
+@pytest.mark.parametrize("length", [128, 640, 1280])
+def test_flex_equals_dense_attention(length: int, span: Span, name: str) -> None:
+    _equals_dense("flex", length, span, name, torch.float32, 5e-3)  # TF32 products inside the kernel
+
+
+@pytest.mark.parametrize("backend", ["flex", "varlen"])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.softcap is None])
+@pytest.mark.parametrize("span", SPANS, ids=lambda span: span.kind)
+@pytest.mark.parametrize("length", [5, 77, 640, 1283])
+def test_half_precision_equals_dense_attention(length: int, span: Span, name: str, backend: Backend) -> None:
+    if backend == "flex":
+        length = -(-length // 128) * 128
+    _equals_dense(backend, length, span, name, torch.bfloat16, 3e-2)
+
+
+def _equals_dense(backend: Backend, length: int, span: Span, name: str, dtype: torch.dtype, tolerance: float) -> None:
+    """Output and every gradient against the dense reference in float64, on the same rounded inputs."""
+    case = CASES[name]._replace(key_size=CASES[name].key_size * 8, value_size=CASES[name].value_size * 8)
     tree = random_tree(length, seed=length, device="cuda")
-    query, key, value = (
-        torch.randn(1, n, length, 64, device="cuda", requires_grad=True) for n in (heads[0], heads[1], heads[1])
+    given = [x.cuda() for x in inputs(case, length, dtype)]
+    mask, scale = dense_mask(tree, span), case.key_size**-0.5
+    ours = results(
+        lambda q, k, v, s: attend(
+            TreeAttention(tree, [span], backend), span, q, k, v, scale, case.softcap, s
+        ).transpose(1, 2),
+        given,
     )
-    compiled = torch.compile(flex_attention)
-    out = compiled(query, key, value, block_mask=block_mask(tree, span), enable_gqa=True)
-    doubles = [x.detach().double().requires_grad_() for x in (query, key, value)]
-    mask = dense_mask(tree, span)[None, None]
-    wanted = scaled_dot_product_attention(doubles[0], doubles[1], doubles[2], attn_mask=mask, enable_gqa=True)
-    gradient = torch.randn_like(out)
-    got = (out, *torch.autograd.grad(out, (query, key, value), gradient))
-    reference = (wanted, *torch.autograd.grad(wanted, doubles, gradient.double()))
-    for mine, right in zip(got, reference, strict=True):
-        assert (mine - right).abs().max() < 5e-3 * right.abs().max()  # TF32 products inside the kernel
+    theirs = results(
+        lambda q, k, v, s: dense_attention(q, k, v, mask, scale, case.softcap, s), [x.double() for x in given]
+    )
+    worst = {key: float((ours[key] - x).abs().max() / x.abs().max()) for key, x in theirs.items()}
+    assert max(worst.values()) < tolerance, worst
+
+
+def test_flex_compiles_twice_for_packs_of_all_lengths() -> None:
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    for length in (256, 640, 1280, 384):
+        _equals_dense("flex", length, FULL, "grouped heads", torch.bfloat16, 3e-2)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
 @pytest.mark.parametrize("attention", ["flex", "sdpa"])
@@ -72,9 +97,18 @@ def test_models_are_exact_in_float32(
     assert result["passed"], result
 
 
-def test_sinks_are_exact_with_flex(write_recipe: Recipes, models: Callable[..., Path]) -> None:
-    recipe = load_recipe(write_recipe(model={"name_or_path": str(models("gpt_oss"))}))
+@pytest.mark.parametrize("kind", ["gpt_oss", "gemma2"])
+def test_sinks_and_soft_caps_are_exact_with_flex(write_recipe: Recipes, models: Callable[..., Path], kind: str) -> None:
+    recipe = load_recipe(write_recipe(model={"name_or_path": str(models(kind))}))
     assert verify(recipe, conversations=2, dtype="float32", attention="flex")["passed"]
+
+
+@pytest.mark.parametrize("attention", ["auto", "flex", "varlen"])
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "gemma3", "gpt_oss", "deepseek_v3"])
+def test_models_in_bfloat16(write_recipe: Recipes, models: Callable[..., Path], kind: str, attention: str) -> None:
+    recipe = load_recipe(write_recipe(model={"name_or_path": str(models(kind))}))
+    result = verify(recipe, conversations=2, dtype="bfloat16", attention=attention)
+    assert result["passed"], result
 
 
 def test_float64_is_exact_with_a_dense_mask(write_recipe: Recipes) -> None:
@@ -82,12 +116,19 @@ def test_float64_is_exact_with_a_dense_mask(write_recipe: Recipes) -> None:
     assert result["passed"], result
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_flex_trains_like_per_turn(write_recipe: Recipes, tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("attention", "dtype"), [("flex", "float32"), ("flex", "bfloat16"), ("varlen", "bfloat16"), ("auto", "bfloat16")]
+)
+@pytest.mark.parametrize("lora", [{"r": 8}, None], ids=["lora", "whole"])
+def test_training_is_like_per_turn(
+    write_recipe: Recipes, tmp_path: Path, attention: str, dtype: str, lora: dict[str, Any] | None
+) -> None:
     losses: list[list[float]] = []
     for strategy in ("single_pass", "per_turn"):
         output: dict[str, Any] = {"output_dir": str(tmp_path / strategy), "max_steps": 4}
-        recipe = write_recipe(model={"dtype": dtype}, sequence={"strategy": strategy}, training=output)
+        recipe = write_recipe(
+            model={"dtype": dtype, "attention": attention}, lora=lora, sequence={"strategy": strategy}, training=output
+        )
         train(load_recipe(recipe))
         lines = (tmp_path / strategy / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(line)["loss"] for line in lines])
@@ -96,5 +137,5 @@ def test_flex_trains_like_per_turn(write_recipe: Recipes, tmp_path: Path, dtype:
 
 def test_the_bench_runs_on_the_device(write_recipe: Recipes) -> None:
     result = bench(load_recipe(write_recipe()), conversations=4, repeats=1)
-    assert result["cases"][0]["attention"] == "flex"
+    assert result["cases"][0]["attention"] in ("flex", "varlen")
     assert result["max_relative_loss_difference"] < 1e-3

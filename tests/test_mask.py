@@ -1,10 +1,8 @@
 """Claims: every form of the mask is the same mask. Literal matrices pin the dense reference; the block mask equals the
-one torch makes from the predicate, and the tiles cover each visible pair once.
+one torch makes from the predicate.
 """
 
 from __future__ import annotations
-
-import itertools
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from mtr.batch import build_batch
 from mtr.layout import View, count_pairs, merge
-from mtr.mask import FULL, QueryBlock, Span, Tree, block_mask, dense_mask, mask_mod, tile_plan
+from mtr.mask import FULL, Span, Tree, block_mask, dense_mask, mask_mod
 from mtr.packing import Pack
 
 SPANS = [FULL, Span("sliding", 1), Span("sliding", 5), Span("sliding", 70), Span("chunked", 4), Span("chunked", 33)]
@@ -213,74 +211,3 @@ def test_blocks_of_the_eight_turn_shape() -> None:
     assert least == pytest.approx(2924, abs=1)
     assert least <= partial + full <= 1.12 * least
     assert partial <= 500
-
-
-# --- tiles ------------------------------------------------------------------------------------------------------------
-
-
-def covered(plan: list[QueryBlock], length: int) -> Tensor:
-    """[T, T]: how often the tiles visit each pair."""
-    counts = torch.zeros(length, length, dtype=torch.int64)
-    for block in plan:
-        for tile in block.tiles:
-            shape = (block.end - block.start, tile.end - tile.start)
-            seen = torch.ones(shape, dtype=torch.int64)
-            if tile.causal:
-                assert (tile.start, tile.end) == (block.start, block.end)
-                seen = seen.tril()
-            if tile.mask is not None:
-                assert tile.mask.shape == shape
-                seen = seen * tile.mask
-            counts[block.start : block.end, tile.start : tile.end] += seen
-    return counts
-
-
-@given(
-    st.lists(groups, min_size=1, max_size=3),
-    st.sampled_from([1, 4, 16]),
-    st.one_of(
-        st.just(FULL),
-        st.builds(Span, st.sampled_from(["sliding", "chunked"]), st.integers(1, 12)),
-    ),
-)
-@settings(max_examples=200, deadline=None)
-def test_tiles_visit_each_visible_pair_once(forest: list[list[View]], padding_to: int, span: Span) -> None:
-    tree = tree_of(*forest, padding_to=padding_to)
-    dense = dense_mask(tree, span)
-    assert torch.equal(covered(tile_plan(tree, span), len(dense)), dense.long())
-
-
-@pytest.mark.parametrize("span", SPANS, ids=str)
-def test_tiles_of_long_chains(span: Span) -> None:
-    """Chains longer than the window and than the least block of queries."""
-    for seed in range(8):
-        tree = random_forest(seed, 150, 32 if seed % 2 else 1)
-        dense = dense_mask(tree, span)
-        assert torch.equal(covered(tile_plan(tree, span), len(dense)), dense.long()), seed
-
-
-@pytest.mark.parametrize("span", [FULL, Span("sliding", 20), Span("chunked", 20)], ids=str)
-def test_query_blocks_cut_the_row(span: Span) -> None:
-    tree = random_forest(3, 60, 16)
-    plan = tile_plan(tree, span)
-    assert plan[0].start == 0
-    assert plan[-1].end == len(tree.subtree_end)
-    assert all(one.end == two.start for one, two in itertools.pairwise(plan))
-    assert all(block.start < block.end and block.tiles for block in plan)
-
-
-def test_dropped_tile_is_seen() -> None:
-    tree = tree_of(DRAWING)
-    plan = tile_plan(tree)
-    block = next(block for block in plan if len(block.tiles) > 1)
-    broken = [QueryBlock(b.start, b.end, b.tiles[1:]) if b is block else b for b in plan]
-    assert not torch.equal(covered(broken, 7), dense_mask(tree).long())
-
-
-def test_work_of_a_window_is_the_window() -> None:
-    """Keys out of reach are not visited: the scores computed stay linear in the length."""
-    tree = tree_of([view(range(4000), range(96))])
-    for span in (Span("sliding", 64), Span("chunked", 64)):
-        plan = tile_plan(tree, span)
-        scores = sum((b.end - b.start) * (t.end - t.start) for b in plan for t in b.tiles)
-        assert scores <= 2 * 4096 * 64

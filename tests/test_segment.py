@@ -15,7 +15,8 @@ from test_mask import random_chat, random_forest, tree_of
 from torch import Tensor
 
 import mtr.segment
-from mtr.mask import FULL, QueryBlock, Span, Tree, dense_mask, tile_plan
+from mtr.mask import FULL, Span, Tree, dense_mask
+from mtr.plan import QueryBlock, tile_plan
 from mtr.segment import segment_attention
 
 SPANS = [FULL, Span("sliding", 2), Span("sliding", 9), Span("sliding", 70), Span("chunked", 8), Span("chunked", 90)]

@@ -18,8 +18,9 @@ import mtr.steps
 import mtr.verify
 from mtr.batch import Batch
 from mtr.layout import View
-from mtr.mask import FULL, QueryBlock, Span, Tile, Tree
+from mtr.mask import FULL, Span, Tree
 from mtr.packing import Pack
+from mtr.plan import QueryBlock, Tile
 from mtr.recipe import load_recipe
 from mtr.verify import verify
 
@@ -38,7 +39,7 @@ def test_the_quickstart_model_is_exact(write_recipe: Recipes, weighting: str) ->
     assert result["turns"] > result["conversations"] == 3
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("kind", EXACT)
 def test_every_kind_of_model_is_exact(write_recipe: Recipes, models: Models, kind: str, dtype: str) -> None:
     recipe = load_recipe(write_recipe(model={"name_or_path": str(models(kind))}))
@@ -46,8 +47,12 @@ def test_every_kind_of_model_is_exact(write_recipe: Recipes, models: Models, kin
     assert result["passed"], result
 
 
-@pytest.mark.parametrize(("kind", "attention"), [("qwen3", "sdpa"), ("gemma3", "sdpa"), ("gpt_oss", "eager")])
-def test_the_dense_backends_are_exact(write_recipe: Recipes, models: Models, kind: str, attention: str) -> None:
+OTHER_BACKENDS = [("qwen3", "sdpa"), ("gemma3", "sdpa"), ("gpt_oss", "eager")]
+OTHER_BACKENDS += [(kind, "varlen") for kind in ("qwen3", "gemma3", "gpt_oss", "deepseek_v3")]
+
+
+@pytest.mark.parametrize(("kind", "attention"), OTHER_BACKENDS)
+def test_the_other_backends_are_exact(write_recipe: Recipes, models: Models, kind: str, attention: str) -> None:
     recipe = load_recipe(write_recipe(model={"name_or_path": str(models(kind))}))
     result = verify(recipe, conversations=2, attention=attention)
     assert result["passed"], result
@@ -114,16 +119,17 @@ def _causal_plan(tree: Tree, span: Span = FULL) -> list[QueryBlock]:
     return [QueryBlock(0, length, (Tile(0, length, causal=True),))]
 
 
-def _fails(write_recipe: Recipes) -> None:
-    result = verify(load_recipe(write_recipe()), conversations=2)
+def _fails(write_recipe: Recipes, dtype: str = "float64") -> None:
+    result = verify(load_recipe(write_recipe()), conversations=2, dtype=dtype)
     assert not result["passed"]
     assert result["max_relative_difference"]["gradient"] > 1e-3
 
 
-def test_a_broken_mask_fails(write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_a_broken_mask_fails(write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     monkeypatch.setattr(mtr.attention, "tile_plan", _causal_plan)
     monkeypatch.setattr("mtr.probe.check_exact", lambda *_, **__: None)  # the probe would refuse it first
-    _fails(write_recipe)
+    _fails(write_recipe, dtype)
 
 
 def _breaking(change: Callable[[Batch], Batch]) -> Callable[..., Batch]:
@@ -192,7 +198,7 @@ def test_the_per_turn_side_never_sees_a_tree(write_recipe: Recipes, monkeypatch:
 
     monkeypatch.setattr(mtr.verify, "_single_pass", unusable)
     monkeypatch.setattr("mtr.layout.Tree.layout", None)
-    monkeypatch.setattr("mtr.mask.tile_plan", None)
+    monkeypatch.setattr("mtr.plan.tile_plan", None)
     monkeypatch.setattr("mtr.probe.check_exact", lambda *_, **__: None)
     assert verify(recipe, conversations=1)["loss"]["per_turn"] == pytest.approx(expected, rel=1e-12)
     assert View is not None

@@ -6,32 +6,39 @@ model would make itself, and picks the mask of its layer:
     decoder(..., tree=TreeAttention)  ->  attention layer i  ->  span of layer i  ->  backend
 
     flex     FlexAttention with a block mask: CUDA
+    varlen   FlashAttention over paths with gathered keys: CUDA
     segment  plain attention over contiguous ranges: CPU
     sdpa     dense mask; eager  dense mask, the model's own function: references, and small trees
+
+Which of them a run uses is `mtr.backend`'s choice.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from mtr.errors import UserError
-from mtr.mask import FULL, Span, Tree, block_mask, dense_mask, tile_plan
+from mtr.flex import flex_tree_attention
+from mtr.mask import FULL, Span, Tree, block_mask, dense_mask
+from mtr.plan import tile_plan, varlen_plan
 from mtr.segment import segment_attention
+from mtr.varlen import varlen_attention
 
-Backend = Literal["flex", "segment", "sdpa", "eager"]
+Backend = Literal["flex", "varlen", "segment", "sdpa", "eager"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 IMPLEMENTATION = "mtr_tree"
 """The name under which transformers knows the attention function."""
 
 _EXACT_LAYERS = {"full_attention": "full", "sliding_attention": "sliding", "chunked_attention": "chunked"}
-PAD_TO = {"flex": 128}
-"""Packs are padded to a multiple of this; 1 for the other backends."""
+FLEX_BLOCK = 128
+"""Queries and keys of a block of the block mask; packs for flex are padded to a multiple of it."""
 
 
 class TreeAttention:
@@ -49,6 +56,64 @@ class TreeAttention:
         if key not in self._made:
             self._made[key] = build(self.tree, *arguments)
         return self._made[key]
+
+
+class HeadShapes(NamedTuple):
+    """What one layer's attention is given: heads and head sizes of queries and keys, and of values."""
+
+    heads: int
+    key_heads: int
+    key_size: int
+    value_size: int
+
+
+def head_shapes(config: Any) -> HeadShapes:
+    """From a text model's config; with latent attention (MLA) keys and values as they are after their expansion."""
+    heads: int = config.num_attention_heads
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if latent := getattr(config, "qk_nope_head_dim", None):
+        return HeadShapes(heads, heads, latent + config.qk_rope_head_dim, getattr(config, "v_head_dim", None) or size)
+    return HeadShapes(heads, getattr(config, "num_key_value_heads", None) or heads, size, size)
+
+
+def attend(
+    tree: TreeAttention,
+    span: Span,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention of one layer by the tree's backend, one of those that need no module.
+
+    Args:
+        query: [1, H, T, D]
+        key: [1, K, T, D]
+        value: [1, K, T, E]
+
+    Returns:
+        [1, T, H, E]
+    """
+    match tree.backend:
+        case "segment":
+            return segment_attention(query, key, value, tree.make(tile_plan, span), scale, softcap, sinks).transpose(
+                1, 2
+            )
+        case "flex":
+            mask = tree.make(block_mask, span, FLEX_BLOCK)
+            return flex_tree_attention(query, key, value, mask, scale, softcap, sinks).transpose(1, 2)
+        case "varlen":
+            assert softcap is None, "varlen has no soft cap"
+            return varlen_attention(query, key, value, tree.make(varlen_plan, span), scale, sinks)
+        case "sdpa":
+            assert softcap is None, "sdpa has no soft cap"
+            assert sinks is None, "sdpa has no sinks"
+            mask, groups = tree.make(dense_mask, span)[None, None], query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+            return scaled_dot_product_attention(query, key, value, mask, scale=scale).transpose(1, 2)
+    raise AssertionError(f"{tree.backend} is the model's own function")
 
 
 def _attend(
@@ -73,29 +138,14 @@ def _attend(
     window = others.pop("sliding_window", None)
     assert window is None or span == Span("sliding", window), f"{name}: window {window}, expected {span}"
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    match tree.backend:
-        case "segment":
-            plan = tree.make(tile_plan, span)
-            out = segment_attention(query, key, value, plan, scale, softcap, s_aux).transpose(1, 2)
-        case "flex":
-            from transformers.integrations.flex_attention import flex_attention_forward
-
-            mask = tree.make(block_mask, span, PAD_TO["flex"])
-            out, _ = flex_attention_forward(
-                module, query, key, value, mask, scaling=scale, softcap=softcap, s_aux=s_aux, **others
-            )
-        case "sdpa":
-            from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-            assert softcap is None, f"{name}: sdpa has no soft cap"
-            assert s_aux is None, f"{name}: sdpa has no sinks"
-            mask = tree.make(dense_mask, span)[None, None]
-            out, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scale, is_causal=False)
-        case "eager":
-            mask = tree.make(_additive_mask, span, query.dtype)
-            own = sys.modules[type(module).__module__].eager_attention_forward
-            extra = {k: v for k, v in {"softcap": softcap, "s_aux": s_aux}.items() if v is not None}
-            out, _ = own(module, query, key, value, mask, scaling=scale, dropout=0.0, **extra, **others)
+    if tree.backend == "eager":
+        mask = tree.make(_additive_mask, span, query.dtype)
+        own = sys.modules[type(module).__module__].eager_attention_forward
+        extra = {k: v for k, v in {"softcap": softcap, "s_aux": s_aux}.items() if v is not None}
+        out, _ = own(module, query, key, value, mask, scaling=scale, dropout=0.0, **extra, **others)
+    else:
+        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves norms and rotations in float32
+        out = attend(tree, span, query, key, value, scale, softcap, s_aux)
     return out.contiguous(), None
 
 
@@ -149,27 +199,3 @@ def refusal(config: Any, max_length: int) -> str | None:
                 f"set sequence.max_length to at most {limit}"
             )
     return None
-
-
-def choose_backend(asked: str, config: Any, device: torch.device) -> Backend:
-    """The backend for `model.attention`.
-
-    Raises:
-        UserError: the backend cannot run this model or on this device.
-    """
-    if asked == "auto":
-        return "flex" if device.type == "cuda" else "segment"
-    if asked == "flex" and device.type != "cuda":
-        raise UserError(f"model.attention: flex trains on CUDA only and this is {device.type}; use attention: auto")
-    if asked == "segment" and device.type != "cpu":
-        raise UserError("model.attention: segment runs on the CPU only; use attention: auto")
-    if asked == "sdpa" and (special := _beyond_sdpa(config)):
-        raise UserError(f"model.attention: sdpa has no {special}, which this model needs; use attention: auto or eager")
-    backend: Backend = asked  # type: ignore[assignment]
-    return backend
-
-
-def _beyond_sdpa(config: Any) -> str | None:
-    if getattr(config, "attn_logit_softcapping", None):
-        return "soft cap"
-    return "attention sinks" if config.model_type == "gpt_oss" else None

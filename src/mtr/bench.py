@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtr.attention import PAD_TO, choose_backend
+from mtr.backend import choose_backends, pad_to_multiple_of
 from mtr.batch import Batch, build_batch
 from mtr.device import peak_memory, pick_device, reset_peak_memory
 from mtr.flops import count_flops
@@ -152,10 +152,11 @@ def _wait(device: torch.device) -> None:
 
 
 def _packed_case(strategy: str, model: Any, recipe: Recipe, layouts: list[Layout], device: torch.device) -> Case:
-    backend = choose_backend(recipe.model.attention, text_config(base_model(model).config), device)
+    config = text_config(base_model(model).config)
+    (backend, *_) = choose_backends(recipe.model.attention, config, device, model.dtype)
     tree_model = TreeModel(model, backend)
     packs = build_packs(layouts, recipe.sequence.max_tokens)[0]
-    batches: list[Batch] = [build_batch(pack, PAD_TO.get(backend, 1)).to(device) for pack in packs]
+    batches: list[Batch] = [build_batch(pack, pad_to_multiple_of([backend])).to(device) for pack in packs]
 
     def run() -> float:
         return sum(_backward(tree_model(batch)) for batch in batches)

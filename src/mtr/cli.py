@@ -67,7 +67,7 @@ def verify(
     recipe: RecipeFile,
     overrides: Overrides = None,
     conversations: Annotated[int, typer.Option(min=1, help="How many, from the start of data.train.")] = 4,
-    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    dtype: Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16.")] = "float64",
     attention: Annotated[str | None, typer.Option(help="Test this backend in place of the recipe's.")] = None,
     json_file: JsonFile = None,
 ) -> None:

@@ -7,19 +7,18 @@ window or a chunk adds a condition on position ids (depths), never on indices.
 
     dense   T x T boolean reference
     block   FlexAttention's sparse form, straight from subtree_end
-    tiles   the tree as plain attention calls over contiguous ranges, for the CPU
+
+(`mtr.plan` has the forms for kernels that take no mask.)
 
 Shapes: T tokens of a pack, B block size. `True` = may attend.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,91 +125,3 @@ def _ordered(dense: Tensor) -> tuple[Tensor, Tensor]:
     counts = dense.sum(dim=-1, dtype=torch.int32)
     indices = torch.argsort(dense.to(torch.int32), dim=-1, descending=True, stable=True).to(torch.int32)
     return counts[None, None], indices[None, None]
-
-
-class Tile(NamedTuple):
-    """Keys [start, end) that a block of queries attends to in one plain call."""
-
-    start: int
-    end: int
-    causal: bool = False
-    """The keys are the queries' own tokens: query i sees keys up to i."""
-    mask: Tensor | None = None
-    """[queries, keys] boolean, where a window cuts through the tile."""
-
-
-class QueryBlock(NamedTuple):
-    start: int
-    end: int
-    tiles: tuple[Tile, ...]
-
-
-def tile_plan(tree: Tree, span: Span = FULL) -> list[QueryBlock]:
-    """The tree as attention over contiguous ranges: the work is the tree's pairs, not T squared.
-
-    A chain is a run of tokens each of which is the parent of the next: the trunk is one, each branch another.
-    A chain sees the pieces of the chains above it, and itself causally. With a window, chains are cut into blocks
-    of about its size, keys out of every query's reach are left out, and a mask cuts what is left.
-    """
-    position = tree.position_ids.cpu().numpy()
-    parent = tree.parent
-    starts = np.flatnonzero(parent != np.arange(len(parent)) - 1)
-    if not len(starts) or starts[0] != 0:  # token 0 is a root: its parent -1 equals its index - 1
-        starts = np.concatenate([[0], starts])
-    ends = np.append(starts[1:], len(parent))
-    chain_of = np.repeat(np.arange(len(starts)), ends - starts)
-    plan = []
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        above: list[tuple[int, int]] = []
-        token = int(parent[start])
-        while token >= 0:
-            first = int(starts[chain_of[token]])
-            above.append((first, token + 1))
-            token = int(parent[first])
-        for block_start, block_end in _cut_queries(start, end, int(position[start]), span):
-            pieces = above[::-1] + ([(start, block_start)] if block_start > start else [])
-            tiles = [tile for piece in pieces for tile in _tiles(piece, (block_start, block_end), position, span)]
-            tiles += _own_tiles(block_start, block_end, position, span)
-            plan.append(QueryBlock(block_start, block_end, tuple(tiles)))
-    return plan
-
-
-def _cut_queries(start: int, end: int, depth: int, span: Span) -> list[tuple[int, int]]:
-    if span.kind == "full":
-        return [(start, end)]
-    if span.kind == "chunked":
-        first = start + span.size - depth % span.size
-        cuts = [start, *range(first, end, span.size), end]
-    else:
-        cuts = [*range(start, end, max(span.size, 64)), end]
-    return list(itertools.pairwise(cuts))
-
-
-def _tiles(keys: tuple[int, int], queries: tuple[int, int], position: Ints, span: Span) -> list[Tile]:
-    """Tiles over a piece of the path above the queries; positions rise by one along both."""
-    start, end = keys
-    low, high = int(position[queries[0]]), int(position[queries[1] - 1])
-    if span.kind == "full":
-        return [Tile(start, end)]
-    shift = start - int(position[start])  # index = position + shift within the piece
-    if span.kind == "chunked":
-        start = max(start, low // span.size * span.size + shift)
-        return [Tile(start, end)] if start < end else []
-    start = max(start, low - span.size + 1 + shift)
-    seen_by_all = min(end, max(start, high - span.size + 1 + shift))
-    tiles = []
-    if start < seen_by_all:
-        q = torch.arange(low, high + 1)[:, None]
-        k = torch.arange(start - shift, seen_by_all - shift)[None, :]
-        tiles.append(Tile(start, seen_by_all, mask=q - k < span.size))
-    if seen_by_all < end:
-        tiles.append(Tile(seen_by_all, end))
-    return tiles
-
-
-def _own_tiles(start: int, end: int, position: Ints, span: Span) -> list[Tile]:
-    if span.kind != "sliding" or end - start <= span.size:
-        return [Tile(start, end, causal=True)]
-    index = torch.arange(end - start)
-    distance = index[:, None] - index[None, :]
-    return [Tile(start, end, mask=(distance >= 0) & (distance < span.size))]

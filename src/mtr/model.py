@@ -17,10 +17,10 @@ from mtr.attention import (
     IMPLEMENTATION,
     Backend,
     TreeAttention,
-    choose_backend,
     layer_spans,
     refusal,
 )
+from mtr.backend import choose_backends, fastest
 from mtr.batch import Batch
 from mtr.errors import UserError
 from mtr.loss import chunk_size, weighted_nll
@@ -40,17 +40,24 @@ DTYPES = {
 class TreeModel(nn.Module):
     """A causal LM whose forward takes a pack and returns its sum(weight * nll)."""
 
-    def __init__(self, model: Any, backend: Backend) -> None:
+    def __init__(self, model: Any, *backends: Backend) -> None:
+        """
+        Args:
+            backends: of attention; of several the first pack shows the fastest.
+        """
         super().__init__()
         self.model = model
-        self.backend = backend
+        self.backends = backends
         base = base_model(model)
         self.spans = layer_spans(text_config(base.config))
         self.head = OutputHead(base)
 
     def hidden(self, batch: Batch) -> Tensor:
         """[T, hidden size]: each token's last hidden state, as its own separate pass would compute it."""
-        tree = TreeAttention(batch.tree, self.spans, self.backend)
+        if len(self.backends) > 1:
+            config = text_config(base_model(self.model).config)
+            self.backends = (fastest(self.backends, config, batch.tree, self.spans, self._compute_dtype()),)
+        tree = TreeAttention(batch.tree, self.spans, self.backends[0])
         output = decoder(self.model)(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, tree=tree
         ).last_hidden_state[0]
@@ -60,6 +67,12 @@ class TreeModel(nn.Module):
             )
         hidden: Tensor = output
         return hidden
+
+    def _compute_dtype(self) -> torch.dtype:
+        if torch.is_autocast_enabled("cuda"):
+            return torch.get_autocast_dtype("cuda")
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     def forward(self, batch: Batch | None, touch: bool = False) -> Tensor:
         """sum(weight * nll) of a pack; 0 without one.
@@ -172,6 +185,13 @@ def load_config(recipe: Recipe) -> Any:
     return config
 
 
+def compute_dtype(recipe: Recipe, config: Any, dtype: str | None = None) -> torch.dtype:
+    """What the model computes in: as asked for, or as its checkpoint is stored."""
+    asked = dtype or recipe.model.dtype
+    stored = getattr(text_config(config), "dtype", None) or getattr(config, "dtype", None) or torch.float32
+    return DTYPES[asked] if asked != "auto" else stored
+
+
 def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None) -> Any:
     """The causal LM with LoRA (or trained whole), on `device`, without dropout of its own.
 
@@ -187,7 +207,7 @@ def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None) -
     from mtr.probe import check_exact
 
     config = load_config(recipe)
-    choose_backend(recipe.model.attention, text_config(config), device)
+    choose_backends(recipe.model.attention, text_config(config), device, compute_dtype(recipe, config))
     check_exact(config, trust_remote_code=recipe.model.trust_remote_code)
     asked = dtype or recipe.model.dtype
     for key in _dropout_keys(config):

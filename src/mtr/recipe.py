@@ -35,8 +35,8 @@ class ModelSection(Section):
     """Branch, tag or commit on the Hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights; `auto` is the checkpoint's own."""
-    attention: Literal["auto", "flex", "segment", "sdpa", "eager"] = "auto"
-    """How the tree mask is computed; `auto` is flex on CUDA and segment elsewhere."""
+    attention: Literal["auto", "flex", "varlen", "segment", "sdpa", "eager"] = "auto"
+    """How the tree mask is computed; `auto` is the faster of flex and varlen on CUDA, and segment elsewhere."""
     trust_remote_code: bool = False
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mtr.mask import QueryBlock, Tile
+from mtr.plan import QueryBlock, Tile
 
 _MOST_SCORES = 2**24  # elements of the score matrix that the explicit kernel holds at once
 

@@ -29,7 +29,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from torch import Tensor, nn
 
 from mtr import checkpoint
-from mtr.attention import PAD_TO, choose_backend
+from mtr.backend import choose_backends, pad_to_multiple_of
 from mtr.conversation import Conversation
 from mtr.data import Mixture, Stream, open_data
 from mtr.device import keep_freed_memory, peak_memory
@@ -40,6 +40,7 @@ from mtr.metrics import MetricsFile, environment, throughput, write_json
 from mtr.model import (
     TreeModel,
     adapted_modules,
+    compute_dtype,
     load_config,
     load_model,
     load_renderer,
@@ -136,9 +137,12 @@ class _Run:
         self.tokenizer = load_tokenizer(recipe)
         self.renderer = load_renderer(recipe, self.tokenizer)
         self.recipe = recipe = recipe.model_copy(update={"date": self.renderer.day.isoformat()})
-        backend = choose_backend(recipe.model.attention, text_config(load_config(recipe)), self.process.device)
+        config = load_config(recipe)
+        backends = choose_backends(
+            recipe.model.attention, text_config(config), self.process.device, compute_dtype(recipe, config)
+        )
         rank, processes = self.process.process_index, self.process.num_processes
-        self.builder = Builder(recipe, self.renderer, rank, processes, PAD_TO.get(backend, 1))
+        self.builder = Builder(recipe, self.renderer, rank, processes, pad_to_multiple_of(backends))
         self.eval_data, self.held_out = _open_eval(recipe)
         data = open_data(recipe.data, recipe.data.train)
         steps = _open_steps(self.builder, data, self.start)
@@ -158,7 +162,7 @@ class _Run:
         if resume_from:
             self.summary.restore(checkpoint.load_checkpoint(resume_from, self.model, optimizer, self.schedule))
         self.raw_optimizer = optimizer
-        self.tree_model, self.optimizer = self.accelerator.prepare(TreeModel(self.model, backend), optimizer)
+        self.tree_model, self.optimizer = self.accelerator.prepare(TreeModel(self.model, *backends), optimizer)
 
         self.process.wait_for_everyone()
         main = self.process.is_main_process
@@ -167,7 +171,7 @@ class _Run:
         if resume and not resume_from:
             self.display.say(f"note       no checkpoint in {self.output_dir}: starting from the beginning")
         rows = len(data) if isinstance(data, Mixture) else None
-        self.display.begin(self.model, adapted_modules(self.model), backend, self.process, rows)
+        self.display.begin(self.model, adapted_modules(self.model), " or ".join(backends), self.process, rows)
         self.began = time.perf_counter()
 
     def update(self, step: Step) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtr.attention import Backend, choose_backend
+from mtr.backend import choose_backends, pad_to_multiple_of
 from mtr.batch import build_batch
 from mtr.data import Mixture, open_data
 from mtr.device import pick_device
@@ -35,8 +35,13 @@ from mtr.steps import Builder, weigh
 TOLERANCE = {
     "float64": {"loss": 1e-7, "gradient": 1e-6},
     "float32": {"loss": 1e-4, "gradient": 1e-4},
+    "bfloat16": {"loss": 1e-2, "gradient": 5e-2},
+    "float16": {"loss": 1e-2, "gradient": 5e-2},
 }
-"""transformers computes norms and some softmaxes in float32 whatever the model's dtype, hence not 1e-15."""
+"""transformers computes norms and some softmaxes in float32 whatever the model's dtype, hence not 1e-15. What is wrong
+differs by 1e-1 and more; to tell rounding from a fault, use float64 or float32."""
+_ROUTED = 0.3
+"""Of gradients in 16 bits where experts are routed: a router that rounds the other way sends a token elsewhere."""
 
 
 def verify(
@@ -61,22 +66,23 @@ def verify(
     model = load_model(recipe, device, dtype)
     model.eval()
     fill_lora_b(model, recipe.training.seed)
-    backend = _backend(recipe, model, device, dtype)
+    backends = choose_backends(recipe.model.attention, text_config(base_model(model).config), device, model.dtype)
+    tree_model = TreeModel(model, *backends)
     weight_sum = sum(float(view.weights.sum()) for group in views for view in group)
 
-    single_loss, single = _gradients(model, lambda: _single_pass(model, backend, recipe, views, weight_sum, device))
+    single_loss, single = _gradients(model, lambda: _single_pass(tree_model, recipe, views, weight_sum, device))
     turn_loss, per_turn = _gradients(model, lambda: _per_turn(model, views, weight_sum, device))
 
     differences = {name: _relative_difference(single[name], per_turn[name]) for name in per_turn}
     zero = [name for name, value in differences.items() if value is None]
     worst = max((value for value in differences.values() if value is not None), default=0.0)
     loss_difference = abs(single_loss - turn_loss) / abs(turn_loss)
-    tolerance = TOLERANCE[dtype]
+    tolerance = _tolerance(dtype, text_config(base_model(model).config))
     return {
         "conversations": len(views),
         "turns": sum(map(len, views)),
         "dtype": dtype,
-        "attention": backend,
+        "attention": tree_model.backends[0],
         "device": str(device),
         "loss": {"single_pass": single_loss, "per_turn": turn_loss},
         "max_relative_difference": {"loss": loss_difference, "gradient": worst},
@@ -85,6 +91,11 @@ def verify(
         "zero_gradients": zero,
         "passed": loss_difference <= tolerance["loss"] and worst <= tolerance["gradient"],
     }
+
+
+def _tolerance(dtype: str, config: Any) -> dict[str, float]:
+    routed = getattr(config, "num_experts_per_tok", None) and dtype in ("bfloat16", "float16")
+    return {**TOLERANCE[dtype], **({"gradient": _ROUTED} if routed else {})}
 
 
 def without_dropout(recipe: Recipe) -> Recipe:
@@ -120,13 +131,6 @@ def fill_lora_b(model: Any, seed: int) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
 
-def _backend(recipe: Recipe, model: Any, device: torch.device, dtype: str) -> Backend:
-    config = text_config(model.config)
-    if recipe.model.attention == "auto" and device.type == "cuda" and dtype == "float64":
-        return "sdpa" if model._supports_sdpa else "eager"  # flex's kernels have no float64
-    return choose_backend(recipe.model.attention, config, device)
-
-
 def _gradients(model: Any, run: Any) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad(set_to_none=True)
     loss = run()
@@ -140,20 +144,15 @@ def _gradients(model: Any, run: Any) -> tuple[float, dict[str, Tensor]]:
 
 
 def _single_pass(
-    model: Any,
-    backend: Backend,
-    recipe: Recipe,
-    views: list[list[View]],
-    weight_sum: float,
-    device: torch.device,
+    tree_model: TreeModel, recipe: Recipe, views: list[list[View]], weight_sum: float, device: torch.device
 ) -> float:
-    use_tree_attention(model)
-    tree_model = TreeModel(model, backend)
+    use_tree_attention(tree_model.model)
     budget = recipe.sequence.max_tokens
     layouts = [layout for group in views for layout in build_layouts(group, "single_pass", budget)]
     total = 0.0
     for pack in build_packs(layouts, budget)[0]:
-        loss = tree_model(build_batch(pack, 128 if backend == "flex" else 1).to(device)) / weight_sum
+        batch = build_batch(pack, pad_to_multiple_of(tree_model.backends))
+        loss = tree_model(batch.to(device)) / weight_sum
         loss.backward()
         total += float(loss.detach())
     return total

@@ -1,0 +1,198 @@
+"""The tree as plain causal attention over contiguous ranges, for kernels that know no tree mask.
+
+A chain is a run of tokens each of which is the parent of the next: the trunk is one, each branch another. What a
+chain sees is the path above it, a few contiguous pieces of the row, and itself causally:
+
+    index   0  1  2  3  4  5  6          chain 0: tokens 0-4, nothing above
+            H1 A1 H2 T2 A2 T1 A1         chain 1: tokens 5-6, above it the piece 0-0
+
+    tiles   each piece is a plain call of its own, joined by its log-sum-exp (`mtr.segment`, the CPU)
+    rows    each chain is a row of a varlen batch, its keys gathered into one (`mtr.varlen`, FlashAttention)
+
+Both visit the pairs of the mask and no others; the work is the tree's pairs, not T squared. A sliding window or a
+chunk leaves out the keys that no query reaches.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtr.layout import Ints
+from mtr.mask import FULL, Span, Tree
+
+
+class Piece(NamedTuple):
+    """Indices [start, end) of a path whose first token has this position; positions rise by one along it."""
+
+    start: int
+    end: int
+    position: int
+
+
+class Chain(NamedTuple):
+    """Tokens [start, end), each the parent of the next."""
+
+    start: int
+    end: int
+    position: int
+    """Of the first token."""
+    above: tuple[Piece, ...]
+    """The path above, root first."""
+
+
+def chains(parent: Ints) -> list[Chain]:
+    """The chains of a layout in pre-order, in the order of the row; together they are the row."""
+    starts = np.flatnonzero(parent != np.arange(len(parent)) - 1)
+    if not len(starts) or starts[0] != 0:  # token 0 is a root: its parent -1 equals its index - 1
+        starts = np.concatenate([[0], starts])
+    holder = np.searchsorted(starts, parent[starts], side="right") - 1  # the chain that the parent is in
+    found: list[Chain] = []
+    for start, end, token, number in zip(
+        starts.tolist(), [*starts[1:].tolist(), len(parent)], parent[starts].tolist(), holder.tolist(), strict=True
+    ):
+        if token < 0:
+            found.append(Chain(start, end, 0, ()))
+            continue
+        above = found[number]
+        piece = Piece(above.start, token + 1, above.position)
+        found.append(Chain(start, end, above.position + token + 1 - above.start, (*above.above, piece)))
+    return found
+
+
+def _blocks(chain: Chain, span: Span, step: int | None) -> list[Piece]:
+    """The chain cut into blocks of queries: at the borders of chunks, or every `step` tokens."""
+    if span.kind == "chunked":
+        first = chain.start + span.size - chain.position % span.size
+        cuts = [chain.start, *range(first, chain.end, span.size), chain.end]
+    else:
+        cuts = [*range(chain.start, chain.end, step or chain.end - chain.start), chain.end]
+    return [Piece(start, end, chain.position + start - chain.start) for start, end in itertools.pairwise(cuts)]
+
+
+def _within(pieces: Sequence[Piece], first: int) -> list[Piece]:
+    """What is left of a path from a position on."""
+    kept = []
+    for start, end, position in pieces:
+        skipped = max(0, first - position)
+        if start + skipped < end:
+            kept.append(Piece(start + skipped, end, position + skipped))
+    return kept
+
+
+def _first_seen(block: Piece, span: Span) -> int:
+    """The lowest position that some query of the block sees."""
+    if span.kind == "sliding":
+        return max(0, block.position - span.size + 1)
+    return block.position // span.size * span.size if span.kind == "chunked" else 0
+
+
+# --- rows of a varlen batch -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VarlenPlan:
+    """R rows: queries as they stand in the layout, keys gathered; causal, aligned at the bottom right."""
+
+    cu_seq_q: Tensor
+    """[R + 1] int32"""
+    cu_seq_k: Tensor
+    """[R + 1] int32"""
+    kv_index: Tensor
+    """[G] int64: the keys of row 0, root first, then those of row 1, ..."""
+    max_q: int
+    max_k: int
+    window: int
+    """Keys that a query sees at most, itself included; 0: all of its row."""
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs of the rows, a window left out."""
+        q, k = (x.diff().long() for x in (self.cu_seq_q, self.cu_seq_k))
+        return int((q * k - q * (q - 1) // 2).sum())
+
+
+def varlen_plan(tree: Tree, span: Span = FULL) -> VarlenPlan:
+    """One row a chain (a chunk of a chain with chunked attention); its keys are its path."""
+    num_q, num_k, keys = [], [], []
+    for chain in chains(tree.parent):
+        for block in _blocks(chain, span, None):
+            own = Piece(chain.start, block.end, chain.position)
+            path = _within([*chain.above, own], _first_seen(block, span))
+            num_q.append(block.end - block.start)
+            num_k.append(sum(piece.end - piece.start for piece in path))
+            keys += [np.arange(piece.start, piece.end) for piece in path]
+    device = tree.subtree_end.device
+    cu_seq_q, cu_seq_k = (torch.from_numpy(np.cumsum([0, *n]).astype(np.int32)).to(device) for n in (num_q, num_k))
+    window = span.size if span.kind == "sliding" else 0
+    return VarlenPlan(
+        cu_seq_q, cu_seq_k, torch.from_numpy(np.concatenate(keys)).to(device), max(num_q), max(num_k), window
+    )
+
+
+# --- tiles ------------------------------------------------------------------------------------------------------------
+
+
+class Tile(NamedTuple):
+    """Keys [start, end) that a block of queries attends to in one plain call."""
+
+    start: int
+    end: int
+    causal: bool = False
+    """The keys are the queries' own tokens: query i sees keys up to i."""
+    mask: Tensor | None = None
+    """[queries, keys] boolean, where a window cuts through the tile."""
+
+
+class QueryBlock(NamedTuple):
+    start: int
+    end: int
+    tiles: tuple[Tile, ...]
+
+
+def tile_plan(tree: Tree, span: Span = FULL) -> list[QueryBlock]:
+    """Each chain with the pieces of the path above it, and itself causally.
+
+    With a window, chains are cut into blocks of about its size, keys out of every query's reach are left out, and a
+    mask cuts what is left.
+    """
+    step = max(span.size, 64) if span.kind == "sliding" else None
+    plan = []
+    for chain in chains(tree.parent):
+        for block in _blocks(chain, span, step):
+            before = Piece(chain.start, block.start, chain.position)
+            path = _within([*chain.above, before], _first_seen(block, span))
+            tiles = [tile for piece in path for tile in _tiles(piece, block, span)]
+            plan.append(QueryBlock(block.start, block.end, (*tiles, _own_tile(block, span))))
+    return plan
+
+
+def _tiles(keys: Piece, block: Piece, span: Span) -> list[Tile]:
+    """A piece of the path above: as it is, or cut where some queries' window ends."""
+    if span.kind != "sliding":
+        return [Tile(keys.start, keys.end)]
+    last = block.position + block.end - block.start - 1
+    seen_by_all = min(keys.end, max(keys.start, keys.start + last - span.size + 1 - keys.position))
+    tiles = []
+    if keys.start < seen_by_all:
+        q = torch.arange(block.position, last + 1)[:, None]
+        k = torch.arange(keys.position, keys.position + seen_by_all - keys.start)[None, :]
+        tiles.append(Tile(keys.start, seen_by_all, mask=q - k < span.size))
+    if seen_by_all < keys.end:
+        tiles.append(Tile(seen_by_all, keys.end))
+    return tiles
+
+
+def _own_tile(block: Piece, span: Span) -> Tile:
+    start, end, _ = block
+    if span.kind != "sliding" or end - start <= span.size:
+        return Tile(start, end, causal=True)
+    index = torch.arange(end - start)
+    distance = index[:, None] - index[None, :]
+    return Tile(start, end, mask=(distance >= 0) & (distance < span.size))
