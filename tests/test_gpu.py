@@ -1,4 +1,6 @@
-"""What only a CUDA device can show: flex and varlen are exact, forward and backward, in packs of odd shapes, and train."""
+"""What only a CUDA device can show: flex and varlen are exact, forward and backward, in packs of odd shapes, and they
+train.
+"""
 
 from __future__ import annotations
 

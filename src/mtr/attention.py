@@ -116,6 +116,7 @@ def attend(
     raise AssertionError(f"{tree.backend} is the model's own function")
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend(
     module: nn.Module,
     query: Tensor,

@@ -26,6 +26,7 @@ from mtr.device import peak_memory, pick_device, reset_peak_memory
 from mtr.flops import count_flops
 from mtr.layout import Layout, View
 from mtr.loss import weighted_nll
+from mtr.memory import checkpoint_activations
 from mtr.metrics import environment
 from mtr.model import (
     OutputHead,
@@ -68,10 +69,9 @@ def bench(recipe: Recipe, conversations: int = 8, repeats: int = 5) -> dict[str,
     renderer = load_renderer(recipe, load_tokenizer(recipe))
     views = first_views(recipe, Builder(recipe, renderer), conversations)
     model = load_model(recipe, device)
-    if recipe.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_activations(model, recipe.training.checkpointing)
     model.train()
-    budget = recipe.sequence.max_tokens
+    budget = recipe.sequence.budget
     single = [layout for group in views for layout in build_layouts(group, "single_pass", budget)]
     per_turn = [layout for group in views for layout in build_layouts(group, "per_turn", budget)]
     cases = [
@@ -155,7 +155,7 @@ def _packed_case(strategy: str, model: Any, recipe: Recipe, layouts: list[Layout
     config = text_config(base_model(model).config)
     (backend, *_) = choose_backends(recipe.model.attention, config, device, model.dtype)
     tree_model = TreeModel(model, backend)
-    packs = build_packs(layouts, recipe.sequence.max_tokens)[0]
+    packs = build_packs(layouts, recipe.sequence.budget)[0]
     batches: list[Batch] = [build_batch(pack, pad_to_multiple_of([backend])).to(device) for pack in packs]
 
     def run() -> float:

@@ -44,11 +44,11 @@ def inspect_conversation(builder: Builder, conversation: Conversation, index: in
     recipe = builder.recipe
     turns = builder.turns(conversation)
     views = weigh(turns, recipe.loss.weighting)
-    single = build_layouts(views, "single_pass", recipe.sequence.max_tokens)
+    single = build_layouts(views, "single_pass", recipe.sequence.budget)
     layouts = (
         single
         if recipe.sequence.strategy == "single_pass"
-        else build_layouts(views, "per_turn", recipe.sequence.max_tokens)
+        else build_layouts(views, "per_turn", recipe.sequence.budget)
     )
     counts = {
         "single_pass": sum(layout.num_tokens for layout in single),

@@ -109,14 +109,20 @@ class SequenceSection(Section):
     strategy: Literal["single_pass", "per_turn"] = "single_pass"
     max_length: Positive = 4096
     """Longest path from root to leaf in tokens: what inference would see."""
-    max_tokens: Positive = 16384
-    """Most tokens in one pack. Larger trees are cut into several that repeat the shared prefix."""
+    max_tokens: Positive | Literal["auto"] = 16384
+    """Most tokens in one pack. Larger trees are cut into several that repeat the shared prefix; auto: what the memory
+    holds, found by a short probe before training."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
     """What happens to a turn longer than max_length."""
 
+    @property
+    def budget(self) -> int:
+        """max_tokens as a number; what auto is where there is no probe."""
+        return max(16384, self.max_length) if self.max_tokens == "auto" else self.max_tokens
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.max_tokens < self.max_length:
+        if self.budget < self.max_length:
             raise ValueError(
                 f"max_tokens ({self.max_tokens}) is below max_length ({self.max_length}), so a long turn would fit "
                 "no pack: raise sequence.max_tokens or lower sequence.max_length"
@@ -136,6 +142,9 @@ class GenerationSection(Section):
     """Longest completion; a turn that is not finished by then counts as wrong."""
 
 
+Checkpointing = Literal["none", "selective", "full", "offload", "auto"]
+
+
 class TrainingSection(Section):
     output_dir: str
     conversations_per_step: Positive = 16
@@ -152,7 +161,13 @@ class TrainingSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool | Checkpointing = True
+    """What is computed again in the backward: nothing (none, false), what is cheap (selective), each layer (full,
+    true), each layer with its input in the host's memory (offload); auto: the least of these that fits."""
+    torch_compile: bool = False
+    """Compile the decoder layers: faster steps after minutes of compiling."""
+    use_liger_kernel: bool = False
+    """Liger's kernels for norms, rotations and MLPs (CUDA; pip install liger-kernel)."""
     logging_steps: Positive = 1
     eval_steps: Positive | None = None
     """Evaluate every so many steps and at the end; null: at the end only."""
@@ -165,6 +180,12 @@ class TrainingSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     report_to: Literal["none"] = "none"
     """metrics.jsonl is always written."""
+
+    @property
+    def checkpointing(self) -> Checkpointing:
+        """gradient_checkpointing, Hugging Face's true and false spelled out."""
+        asked = self.gradient_checkpointing
+        return ("full" if asked else "none") if isinstance(asked, bool) else asked
 
 
 _RESERVED = {
@@ -228,6 +249,8 @@ _FREE_KEYS = (
     "training.output_dir",
     "training.max_steps",
     "training.gradient_checkpointing",
+    "training.torch_compile",
+    "training.use_liger_kernel",
     "training.logging_steps",
     "training.eval_steps",
     "training.save_steps",

@@ -137,7 +137,7 @@ class Builder:
         turns = self.turns(conversation)
         views = weigh(turns, self.recipe.loss.weighting)
         sequence = self.recipe.sequence
-        layouts = build_layouts(views, sequence.strategy, sequence.max_tokens)
+        layouts = build_layouts(views, sequence.strategy, sequence.budget)
         counts = Counts(
             conversations=int(bool(views)),
             turns=len(views),
@@ -158,7 +158,7 @@ class Builder:
             own, own_counts = self.layouts(conversation)
             layouts += own
             counts.add(own_counts)
-        packs = build_packs(layouts, self.recipe.sequence.max_tokens, self.num_processes)[self.process]
+        packs = build_packs(layouts, self.recipe.sequence.budget, self.num_processes)[self.process]
         batches = tuple(build_batch(pack, self.pad_to_multiple_of) for pack in packs)
         weight_sum = float(sum(layout.weight.sum() for layout in layouts))
         return Step(batches, weight_sum, counts, position, epoch)

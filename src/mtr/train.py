@@ -36,6 +36,7 @@ from mtr.device import keep_freed_memory, peak_memory
 from mtr.display import RunDisplay
 from mtr.errors import UserError
 from mtr.generate import Played, exact_match, play
+from mtr.memory import checkpoint_activations
 from mtr.metrics import MetricsFile, environment, throughput, write_json
 from mtr.model import (
     TreeModel,
@@ -152,8 +153,7 @@ class _Run:
 
         self.model = load_model(recipe, self.process.device)
         use_tree_attention(self.model)
-        if recipe.training.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(self.model, recipe.training.checkpointing)
         self.model.train()
         self.accelerator = _accelerator(self.model)
         optimizer = build_optimizer(self.model, recipe.training)

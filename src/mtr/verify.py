@@ -147,7 +147,7 @@ def _single_pass(
     tree_model: TreeModel, recipe: Recipe, views: list[list[View]], weight_sum: float, device: torch.device
 ) -> float:
     use_tree_attention(tree_model.model)
-    budget = recipe.sequence.max_tokens
+    budget = recipe.sequence.budget
     layouts = [layout for group in views for layout in build_layouts(group, "single_pass", budget)]
     total = 0.0
     for pack in build_packs(layouts, budget)[0]:
