@@ -4,7 +4,9 @@ than one chunk's are made at a time.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -175,3 +177,17 @@ def test_chunk_size_bounds_the_logits() -> None:
     for vocabulary in (100, 32_000, 151_936, 262_144):
         assert 64 <= chunk_size(vocabulary) <= 4096
         assert chunk_size(vocabulary) * vocabulary <= 2**25
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_large_vocabulary_takes_a_tenth_of_its_logits() -> None:
+    """16k predictors over 150k words, by the resident set; `benchmarks/loss_memory.py` is the measurement."""
+    path = Path(__file__).parent.parent / "benchmarks" / "loss_memory.py"
+    spec = importlib.util.spec_from_file_location("loss_memory", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    result = script.measure()
+    assert result["share_of_full_logits"] < 0.1, result
+    assert result["max_relative_gradient_difference"] < 1e-5, result
