@@ -27,7 +27,7 @@ from mtr.layout import View, merge, path_to
 from mtr.mask import FULL, Span, Tree
 from mtr.model import TreeModel, text_config, use_tree_attention
 from mtr.packing import Pack
-from mtr.plan import QueryBlock, Tile, tile_plan
+from mtr.plan import Tile, tile_plan
 from mtr.probe import TOLERANCE, check_exact, probe, shrink
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -193,9 +193,9 @@ def test_flex_equals_separate_passes(kind: str, models: Callable[..., Path], mon
     assert worst_difference(load(models(kind)), "flex") < 1e-6
 
 
-def plain_causal(tree: Tree, span: Span = FULL) -> list[QueryBlock]:
+def plain_causal(tree: Tree, span: Span = FULL) -> list[Tile]:
     length = len(tree.subtree_end)
-    return [QueryBlock(0, length, (Tile(0, length, causal=True),))]
+    return [Tile(0, length, 0, length)]
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma2", "gpt_oss", "deepseek_v3"])

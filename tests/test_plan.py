@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mtr.layout import View, count_pairs, merge
 from mtr.mask import FULL, Span, dense_mask
-from mtr.plan import Piece, QueryBlock, VarlenPlan, chains, tile_plan, varlen_plan
+from mtr.plan import Piece, Tile, VarlenPlan, chains, tile_plan, varlen_plan
 
 spans = st.one_of(st.just(FULL), st.builds(Span, st.sampled_from(["sliding", "chunked"]), st.integers(1, 12)))
 forests = st.lists(groups, min_size=1, max_size=3)
@@ -103,20 +104,19 @@ def test_keys_out_of_reach_are_not_gathered() -> None:
 # --- tiles ------------------------------------------------------------------------------------------------------------
 
 
-def covered(plan: list[QueryBlock], length: int) -> Tensor:
+def covered(plan: list[Tile], length: int) -> Tensor:
     """[T, T]: how often the tiles visit each pair."""
     counts = torch.zeros(length, length, dtype=torch.int64)
-    for block in plan:
-        for tile in block.tiles:
-            shape = (block.end - block.start, tile.end - tile.start)
-            seen = torch.ones(shape, dtype=torch.int64)
-            if tile.causal:
-                assert (tile.start, tile.end) == (block.start, block.end)
-                seen = seen.tril()
-            if tile.mask is not None:
-                assert tile.mask.shape == shape
-                seen = seen * tile.mask
-            counts[block.start : block.end, tile.start : tile.end] += seen
+    for tile in plan:
+        shape = (tile.end - tile.start, tile.key_end - tile.key_start)
+        seen = torch.ones(shape, dtype=torch.int64)
+        if tile.own and tile.mask is None:
+            assert tile.end == tile.key_end
+            seen = seen.tril()
+        if tile.mask is not None:
+            assert tile.mask.shape == shape
+            seen = seen * tile.mask
+        counts[tile.start : tile.end, tile.key_start : tile.key_end] += seen
     return counts
 
 
@@ -138,27 +138,52 @@ def test_tiles_of_long_chains(span: Span) -> None:
 
 
 @pytest.mark.parametrize("span", [FULL, Span("sliding", 20), Span("chunked", 20)], ids=str)
-def test_query_blocks_cut_the_row(span: Span) -> None:
+def test_own_tiles_come_first_and_are_the_row(span: Span) -> None:
+    """They touch each token for the first time, as query and as key; later tiles add."""
     tree = random_forest(3, 60, 16)
     plan = tile_plan(tree, span)
-    assert plan[0].start == 0
-    assert plan[-1].end == len(tree.subtree_end)
-    assert all(one.end == two.start for one, two in itertools.pairwise(plan))
-    assert all(block.start < block.end and block.tiles for block in plan)
+    own = [tile for tile in plan if tile.own]
+    assert plan[: len(own)] == own
+    assert all((tile.start, tile.end) == (tile.key_start, tile.key_end) for tile in own)
+    assert [i for tile in own for i in range(tile.start, tile.end)] == list(range(len(tree.subtree_end)))
+    assert all(tile.start < tile.end and tile.key_start < tile.key_end <= tile.start for tile in plan[len(own) :])
+
+
+def test_branches_of_a_trunk_share_tiles() -> None:
+    """Of 16 forks the keys visited fall to what groups of about 1,024 queries need."""
+    history: list[int] = list(range(60))
+    views = []
+    for turn in range(16):
+        fresh = 10_000 * (turn + 1)
+        views.append(view(history, range(fresh, fresh + 210), 1.0, turn))
+        history = history + list(range(fresh + 150, fresh + 270))
+    tree = tree_of(views)
+    alone = sum(sum(p.end - p.start for p in chain.above) for chain in chains(tree.parent))
+    plan = [tile for tile in tile_plan(tree) if not tile.own]
+    assert sum(tile.key_end - tile.key_start for tile in plan) < 0.45 * alone
+    assert max(tile.end - tile.start for tile in plan) > 600
+    assert max(tile.end - tile.start for tile in plan) <= 1024
+
+
+def test_many_small_branches_are_planned_in_a_moment() -> None:
+    """One prompt, thousands of one-token completions: the plan takes linear time."""
+    tree = tree_of([view(range(50), [100 + i]) for i in range(4000)])
+    began = time.perf_counter()
+    plan = tile_plan(tree)
+    assert time.perf_counter() - began < 2
+    assert sum(not tile.own for tile in plan) <= 5
 
 
 def test_dropped_tile_is_seen() -> None:
     tree = tree_of(DRAWING)
     plan = tile_plan(tree)
-    block = next(block for block in plan if len(block.tiles) > 1)
-    broken = [QueryBlock(b.start, b.end, b.tiles[1:]) if b is block else b for b in plan]
-    assert not torch.equal(covered(broken, 7), dense_mask(tree).long())
+    assert [tile for tile in plan if not tile.own] == [Tile(5, 7, 0, 1)]
+    assert not torch.equal(covered(plan[:-1], 7), dense_mask(tree).long())
 
 
 def test_work_of_a_window_is_the_window() -> None:
     """Keys out of reach are not visited: the scores computed stay linear in the length."""
     tree = tree_of([view(range(4000), range(96))])
     for span in (Span("sliding", 64), Span("chunked", 64)):
-        plan = tile_plan(tree, span)
-        scores = sum((b.end - b.start) * (t.end - t.start) for b in plan for t in b.tiles)
+        scores = sum((t.end - t.start) * (t.key_end - t.key_start) for t in tile_plan(tree, span))
         assert scores <= 2 * 4096 * 64

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import mtr.segment
 from mtr.mask import FULL, Span, Tree, dense_mask
-from mtr.plan import QueryBlock, tile_plan
+from mtr.plan import Tile, tile_plan
 from mtr.segment import segment_attention
 
 SPANS = [FULL, Span("sliding", 2), Span("sliding", 9), Span("sliding", 70), Span("chunked", 8), Span("chunked", 90)]
@@ -84,7 +84,7 @@ def difference(
     tree: Tree,
     span: Span,
     case: Case,
-    plan: list[QueryBlock] | None = None,
+    plan: list[Tile] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, float]:
     """Of the output and each gradient to the float64 reference, relative to the largest element."""
@@ -110,6 +110,13 @@ def test_equals_dense_attention(name: str, span: Span) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_branches_that_share_tiles(name: str) -> None:
+    tree = tree_of(random_chat(np.random.default_rng(2), 9, 30))
+    assert any(not t.own and t.end - t.start > 60 for t in tile_plan(tree)), "no tile of several branches"
+    assert max(difference(tree, FULL, CASES[name]).values()) <= 1e-12
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_long_chains_are_cut_by_the_window(name: str) -> None:
     tree = tree_of(random_chat(np.random.default_rng(0), 3, 80))
     assert len(tree.subtree_end) > 400
@@ -128,9 +135,9 @@ def test_dropped_tile_is_seen() -> None:
     tree = tree_of(DRAWING)
     plan = tile_plan(tree)
     assert max(difference(tree, FULL, CASES["grouped heads"], plan).values()) <= 1e-12
-    (at,) = (i for i, block in enumerate(plan) if len(block.tiles) > 1)
-    plan[at] = plan[at]._replace(tiles=plan[at].tiles[1:])
-    assert min(difference(tree, FULL, CASES["grouped heads"], plan).values()) > 1e-3
+    rest = [tile for tile in plan if tile.own]
+    assert len(rest) == len(plan) - 1
+    assert min(difference(tree, FULL, CASES["grouped heads"], rest).values()) > 1e-3
 
 
 def test_plan_of_another_mask_is_seen() -> None:

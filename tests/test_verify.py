@@ -20,7 +20,7 @@ from mtr.batch import Batch
 from mtr.layout import View
 from mtr.mask import FULL, Span, Tree
 from mtr.packing import Pack
-from mtr.plan import QueryBlock, Tile
+from mtr.plan import Tile
 from mtr.recipe import load_recipe
 from mtr.verify import verify
 
@@ -113,10 +113,10 @@ def test_tool_loops_are_exact(write_recipe: Recipes, models: Models, kind: str, 
 # --- and verify fails where the two are not the same ---
 
 
-def _causal_plan(tree: Tree, span: Span = FULL) -> list[QueryBlock]:
+def _causal_plan(tree: Tree, span: Span = FULL) -> list[Tile]:
     """Every token sees every token before it in the row: branches leak into each other."""
     length = len(tree.parent)
-    return [QueryBlock(0, length, (Tile(0, length, causal=True),))]
+    return [Tile(0, length, 0, length)]
 
 
 def _fails(write_recipe: Recipes, dtype: str = "float64") -> None:

@@ -16,7 +16,7 @@ chunk leaves out the keys that no query reaches.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -140,59 +140,123 @@ def varlen_plan(tree: Tree, span: Span = FULL) -> VarlenPlan:
 
 
 class Tile(NamedTuple):
-    """Keys [start, end) that a block of queries attends to in one plain call."""
+    """A range of queries that attends to a range of keys in one plain call."""
 
     start: int
     end: int
-    causal: bool = False
-    """The keys are the queries' own tokens: query i sees keys up to i."""
+    """Queries [start, end)."""
+    key_start: int
+    key_end: int
+    """Keys [key_start, key_end), all before the queries."""
     mask: Tensor | None = None
     """[queries, keys] boolean, where a window cuts through the tile."""
 
+    @property
+    def own(self) -> bool:
+        """The keys are the queries' own tokens: causal, unless a mask says otherwise."""
+        return self.start == self.key_start
 
-class QueryBlock(NamedTuple):
-    start: int
-    end: int
-    tiles: tuple[Tile, ...]
+
+_GROUP = 1024
+"""Most queries of several chains that share a tile: by then what a call costs beside its pairs is small."""
 
 
-def tile_plan(tree: Tree, span: Span = FULL) -> list[QueryBlock]:
-    """Each chain with the pieces of the path above it, and itself causally.
+def tile_plan(tree: Tree, span: Span = FULL) -> list[Tile]:
+    """Each chain with itself, then with the path above it.
 
-    With a window, chains are cut into blocks of about its size, keys out of every query's reach are left out, and a
-    mask cuts what is left.
+    The first tiles are `own` and cover every token once, as query and as key. Of the paths above, chains that follow
+    one another share a tile over what is common to them: the branches of a trunk are in the row by the depth of their
+    fork, deepest first. With a window, chains are cut into blocks of about its size, keys out of every query's reach
+    are left out, and a mask cuts what is left.
     """
+    found = chains(tree.parent)
+    if span.kind == "full":
+        own = [Tile(chain.start, chain.end, chain.start, chain.end) for chain in found]
+        return own + [tile for group in _groups(found) for tile in group.tiles()]
+    own, above = [], []
     step = max(span.size, 64) if span.kind == "sliding" else None
-    plan = []
-    for chain in chains(tree.parent):
+    for chain in found:
         for block in _blocks(chain, span, step):
             before = Piece(chain.start, block.start, chain.position)
             path = _within([*chain.above, before], _first_seen(block, span))
-            tiles = [tile for piece in path for tile in _tiles(piece, block, span)]
-            plan.append(QueryBlock(block.start, block.end, (*tiles, _own_tile(block, span))))
-    return plan
+            above += [tile for piece in path for tile in _tiles(piece, block, span)]
+            own.append(_own_tile(block, span))
+    return own + above
+
+
+class _Group(NamedTuple):
+    """Chains that follow one another, and what the paths above them have in common."""
+
+    chains: list[Chain]
+    common: list[Piece]
+    above: int
+    """Tokens of the paths above, each counted."""
+
+    @property
+    def num_keys(self) -> int:
+        """Keys that the tiles visit: what is common once, the rest chain by chain."""
+        shared = _length(self.common)
+        return shared + self.above - len(self.chains) * shared
+
+    def joined(self, other: _Group) -> _Group:
+        """Two paths of a tree part once: up to there their pieces begin at the same tokens."""
+        pairs = itertools.takewhile(
+            lambda pair: pair[0].start == pair[1].start, zip(self.common, other.common, strict=False)
+        )
+        common = [one._replace(end=min(one.end, two.end)) for one, two in pairs]
+        return _Group([*self.chains, *other.chains], common, self.above + other.above)
+
+    def tiles(self) -> Iterator[Tile]:
+        for piece in self.common:
+            yield Tile(self.chains[0].start, self.chains[-1].end, piece.start, piece.end)
+        for chain in self.chains:
+            for piece in _within(chain.above, _length(self.common)):
+                yield Tile(chain.start, chain.end, piece.start, piece.end)
+
+
+def _groups(found: Sequence[Chain]) -> Iterator[_Group]:
+    """Chains are joined as long as that spares keys."""
+    group: _Group | None = None
+    for chain in found:
+        if not chain.above:
+            continue
+        single = _Group([chain], list(chain.above), _length(chain.above))
+        if group and group.chains[-1].end == chain.start and chain.end - group.chains[0].start <= _GROUP:
+            joined = group.joined(single)
+            if joined.num_keys < group.num_keys + single.num_keys:
+                group = joined
+                continue
+        if group:
+            yield group
+        group = single
+    if group:
+        yield group
+
+
+def _length(path: Iterable[Piece]) -> int:
+    return sum(piece.end - piece.start for piece in path)
 
 
 def _tiles(keys: Piece, block: Piece, span: Span) -> list[Tile]:
     """A piece of the path above: as it is, or cut where some queries' window ends."""
     if span.kind != "sliding":
-        return [Tile(keys.start, keys.end)]
+        return [Tile(block.start, block.end, keys.start, keys.end)]
     last = block.position + block.end - block.start - 1
     seen_by_all = min(keys.end, max(keys.start, keys.start + last - span.size + 1 - keys.position))
     tiles = []
     if keys.start < seen_by_all:
         q = torch.arange(block.position, last + 1)[:, None]
         k = torch.arange(keys.position, keys.position + seen_by_all - keys.start)[None, :]
-        tiles.append(Tile(keys.start, seen_by_all, mask=q - k < span.size))
+        tiles.append(Tile(block.start, block.end, keys.start, seen_by_all, q - k < span.size))
     if seen_by_all < keys.end:
-        tiles.append(Tile(seen_by_all, keys.end))
+        tiles.append(Tile(block.start, block.end, seen_by_all, keys.end))
     return tiles
 
 
 def _own_tile(block: Piece, span: Span) -> Tile:
     start, end, _ = block
     if span.kind != "sliding" or end - start <= span.size:
-        return Tile(start, end, causal=True)
+        return Tile(start, end, start, end)
     index = torch.arange(end - start)
     distance = index[:, None] - index[None, :]
-    return Tile(start, end, mask=(distance >= 0) & (distance < span.size))
+    return Tile(start, end, start, end, (distance >= 0) & (distance < span.size))

@@ -1,8 +1,8 @@
 """Attention over a tile plan: plain kernels on contiguous ranges, joined by their log-sum-exp.
 
-A query block with several tiles gets out = sum_i exp(lse_i - lse) out_i with lse = logsumexp(lse_i). The backward
-hands the joined `out` and `lse` to each tile's kernel: P = exp(S - lse) and D = rowsum(dO * O) are then the true
-ones, so each tile's gradients are exact parts of the sum, and no gradient of the lse is needed. Attention sinks
+Queries with several tiles get out = sum_i exp(lse_i - lse) out_i with lse = logsumexp(lse_i), tile by tile. The
+backward hands the joined `out` and `lse` to each tile's kernel: P = exp(S - lse) and D = rowsum(dO * O) are then the
+true ones, so each tile's gradients are exact parts of the sum, and no gradient of the lse is needed. Attention sinks
 are one more term of the log-sum-exp.
 
 Shapes: H query heads, K key heads (H a multiple of K), T tokens, D head size, E value head size.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mtr.plan import QueryBlock, Tile
+from mtr.plan import Tile
 
 _MOST_SCORES = 2**24  # elements of the score matrix that the explicit kernel holds at once
 
@@ -28,7 +28,7 @@ class _Options(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What the backward knows of a query block."""
+    """What the backward knows of a tile's queries."""
 
     grad_out: Tensor
     query: Tensor
@@ -40,7 +40,7 @@ def segment_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    plan: Sequence[QueryBlock],
+    plan: Sequence[Tile],
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
@@ -74,24 +74,28 @@ class _SegmentAttention(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         sinks: Tensor | None,
-        plan: Sequence[QueryBlock],
+        plan: Sequence[Tile],
         options: _Options,
     ) -> Tensor:
-        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-        lse = torch.empty(query.shape[:-1], dtype=_accumulator(query.dtype))
-        for block in plan:
-            rows = slice(block.start, block.end)
-            parts = [_attend(query[:, :, rows], key, value, tile, options) for tile in block.tiles]
-            if len(parts) == 1:
-                out[:, :, rows], lse[:, :, rows] = parts[0]
+        dtype = _accumulator(query.dtype)
+        out = query.new_empty((1, query.shape[2], query.shape[1], query.shape[3]), dtype=dtype).transpose(1, 2)
+        lse = query.new_empty(query.shape[:-1], dtype=dtype)
+        for tile in plan:
+            part, part_lse = _attend(query[:, :, tile.start : tile.end], key, value, tile, options)
+            rows_out, rows_lse = out[:, :, tile.start : tile.end], lse[:, :, tile.start : tile.end]
+            if tile.own:
+                rows_out.copy_(part)
+                rows_lse.copy_(part_lse)
                 continue
-            total = torch.logsumexp(torch.stack([part_lse for _, part_lse in parts]), dim=0)
-            joined = sum(part * (part_lse - total).exp().unsqueeze(-1) for part, part_lse in parts)
-            out[:, :, rows], lse[:, :, rows] = joined, total
+            total = torch.logaddexp(rows_lse, part_lse)
+            rows_out.mul_((rows_lse - total).exp_().unsqueeze(-1))
+            rows_out.addcmul_(part, (part_lse - total).exp_().unsqueeze(-1))
+            rows_lse.copy_(total)
         if sinks is not None:
             with_sinks = torch.logaddexp(lse, sinks.to(lse.dtype).view(1, -1, 1))
-            out.mul_((lse - with_sinks).exp().unsqueeze(-1))
+            out.mul_((lse - with_sinks).exp_().unsqueeze(-1))
             lse = with_sinks
+        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, sinks, out, lse)
         ctx.plan, ctx.options = plan, options
         return out
@@ -100,32 +104,34 @@ class _SegmentAttention(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_out,) = grad_outputs
         query, key, value, sinks, out, lse = ctx.saved_tensors
-        dtype = lse.dtype
-        grad_query, grad_key, grad_value = (torch.zeros_like(x, dtype=dtype) for x in (query, key, value))
-        for block in ctx.plan:
-            rows = slice(block.start, block.end)
+        grads = [x.new_empty(x.shape, dtype=lse.dtype) for x in (query, key, value)]
+        for tile in ctx.plan:
+            rows, keys = slice(tile.start, tile.end), slice(tile.key_start, tile.key_end)
             at_rows = _Rows(*(x[:, :, rows] for x in (grad_out, query, out, lse)))
-            for tile in block.tiles:
-                keys = slice(tile.start, tile.end)
-                dq, dk, dv = _attend_backward(at_rows, key, value, tile, ctx.options)
-                grad_query[:, :, rows] += dq
-                grad_key[:, :, keys] += dk
-                grad_value[:, :, keys] += dv
+            parts = _attend_backward(at_rows, key, value, tile, ctx.options)
+            for grad, part, at in zip(grads, parts, (rows, keys, keys), strict=True):
+                if tile.own:  # the first to touch its tokens
+                    grad[:, :, at] = part
+                else:
+                    grad[:, :, at] += part
         grad_sinks = None
         if sinks is not None and ctx.needs_input_grad[3]:
-            share = (sinks.to(dtype).view(1, -1, 1) - lse).exp()
-            grad_sinks = -(share * (grad_out * out).sum(-1, dtype=dtype)).sum((0, 2)).to(sinks.dtype)
-        grads = (x.to(query.dtype) for x in (grad_query, grad_key, grad_value))
-        return (*grads, grad_sinks, None, None)
+            share = (sinks.to(lse.dtype).view(1, -1, 1) - lse).exp()
+            grad_sinks = -(share * (grad_out * out).sum(-1, dtype=lse.dtype)).sum((0, 2)).to(sinks.dtype)
+        return (*(grad.to(query.dtype) for grad in grads), grad_sinks, None, None)
+
+
+def _is_causal(tile: Tile) -> bool:
+    return tile.own and tile.mask is None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, tile: Tile, options: _Options) -> tuple[Tensor, Tensor]:
     """One tile: out [1, H, q, D] and its log-sum-exp [1, H, q]."""
-    key, value = key[:, :, tile.start : tile.end], value[:, :, tile.start : tile.end]
+    key, value = key[:, :, tile.key_start : tile.key_end], value[:, :, tile.key_start : tile.key_end]
     if options.softcap is not None:
         return _explicit(query, key, value, tile, options)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, tile.causal, attn_mask=_additive(tile.mask, query), scale=options.scale
+        query, key, value, 0.0, _is_causal(tile), attn_mask=_additive(tile.mask, query), scale=options.scale
     )
     out = out.to(lse.dtype)
     if tile.mask is not None:  # the kernel reports 0 for rows that see nothing of the tile
@@ -137,7 +143,7 @@ def _attend_backward(
     at_rows: _Rows, key: Tensor, value: Tensor, tile: Tile, options: _Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """This tile's part of the gradients, given the joined `out` and `lse`."""
-    key, value = key[:, :, tile.start : tile.end], value[:, :, tile.start : tile.end]
+    key, value = key[:, :, tile.key_start : tile.key_end], value[:, :, tile.key_start : tile.key_end]
     if options.softcap is not None:
         return _explicit_backward(at_rows, key, value, tile, options)
     grad_out, query, out, lse = at_rows
@@ -149,7 +155,7 @@ def _attend_backward(
         out,
         lse,
         0.0,
-        tile.causal,
+        _is_causal(tile),
         attn_mask=_additive(tile.mask, query),
         scale=options.scale,
     )
@@ -195,7 +201,7 @@ def _scores(query: Tensor, key: Tensor, tile: Tile, rows: slice, options: _Optio
     dtype = _accumulator(query.dtype)
     capped = torch.tanh(query.to(dtype) @ _repeat(key, query).to(dtype).mT * (options.scale / options.softcap))
     mask = tile.mask
-    if tile.causal:
+    if _is_causal(tile):
         length = tile.end - tile.start
         mask = torch.ones(length, length, dtype=torch.bool).tril()
     scores = capped * options.softcap
