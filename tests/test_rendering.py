@@ -142,7 +142,7 @@ def check_turns(made: Renderer, conversation: Conversation, turns: list[Turn], s
     for turn in turns:
         assert turn.trained, turn.reason
         message = conversation.messages[turn.message_index]
-        expected = fed(made.tokenizer, conversation, turn.message_index, **made.arguments)
+        expected = fed(made.tokenizer, conversation, turn.message_index, **made.template.arguments)
         assert list(turn.prompt_ids) == expected, f"turn {turn.turn} is not fed what inference is"
         text = made.tokenizer.decode(list(turn.completion_ids))
         at = 0
@@ -328,8 +328,10 @@ def test_string_arguments_equal_objects() -> None:
 
 
 def test_stop_token_is_the_generation_configs() -> None:
-    """Where the template writes none, what inference stops at first is supervised."""
+    """Where the template writes none: the one that history holds there, else what inference stops at first."""
     made = renderer(TEMPLATES["no end after the last"], stop_ids=[0, 2])
+    assert [turn.completion_ids[-1] for turn in made.render(parsed(ROWS["thinking"]))] == [2, 2, 2]
+    made = renderer(TEMPLATES["no end after the last"], stop_ids=[0])
     assert [turn.completion_ids[-1] for turn in made.render(parsed(ROWS["thinking"]))] == [0, 0, 0]
     made = renderer(TEMPLATES["strips history"], stop_ids=[0, 2])
     assert [turn.completion_ids[-1] for turn in made.render(parsed(ROWS["thinking"]))] == [2, 2, 2]

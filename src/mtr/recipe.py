@@ -188,7 +188,7 @@ class TrainingSection(Section):
         return ("full" if asked else "none") if isinstance(asked, bool) else asked
 
 
-_RESERVED = {
+RESERVED_ARGUMENTS = {
     "messages",
     "conversation",
     "tools",
@@ -223,7 +223,7 @@ class Recipe(Section):
     @field_validator("template")
     @classmethod
     def _not_reserved(cls, template: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(_RESERVED & template.keys()):
+        if taken := sorted(RESERVED_ARGUMENTS & template.keys()):
             raise ValueError(f"{', '.join(taken)} is set by mtr; only the template's own arguments go here")
         return template
 

@@ -3,32 +3,36 @@
     prompt      render(messages before it, add_generation_prompt=True): what inference feeds
     completion  what the model must then generate, end-of-turn token included
 
-Nothing is known about any model: the completion is what follows the prompt in the turn's own rendering. Where the
-prompt is no prefix of it (a template that drops the loop's thinking once the answer is there), the turn's header is
-found again by rendering the same history under a sentinel. Where a template never renders a turn's own thinking, the
-completion is built from the think tags. Whatever the way, a completion must hold its own thinking, response and calls
-and end in a stop token, or the turn is refused with the reason: a turn that cannot be rendered right is not trained.
+Nothing is known about any model: `mtr.findings` has tried the template out. The completion is what follows the prompt
+in the turn's own rendering, its thinking in the spelling that the template reads; where the template leaves the
+thinking out, it is put together from the tags. Whatever the way, the completion is read back as inference reads it,
+and must hold the turn's own thinking, response and calls before the first stop token, or the turn is refused with the
+reason: a turn that cannot be rendered right is not trained.
 
 Prompt and completion are encoded apart, as a server does, without special tokens: what the template writes is all.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date as Date
-from typing import Any
+from typing import Any, Literal
 
-import jinja2
-
+from mtr.completion import INLINE, Tags, built, reads_back, rendered, spell, split_inline, split_prompt
 from mtr.conversation import THINKING_KEYS, Conversation, Message
 from mtr.encoding import Encoder
-from mtr.errors import UserError
+from mtr.findings import find
+from mtr.template import RefusedError, Template
 
-_TAG = re.compile(r"([<\[])(/?)([\w:|]*(?:think|thought|reason)\w*)([>\]])", re.IGNORECASE)
-_DATE = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
 _SENTINEL = "\ue000own text\ue001"
+NOT_GENERATED = "no message comes before it, so inference never generates it"
+WEIGHT_ZERO = "the message says so (weight 0)"
+NOT_LAST = "train_on is last, and this is not the last turn"
+CHOSEN = (NOT_GENERATED, WEIGHT_ZERO, NOT_LAST)
+"""Reasons that the data or the recipe gives; every other one is a loss."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,6 @@ class Turn:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-class _RefusedError(Exception):
-    """The turn cannot be rendered right; the text is the reason."""
-
-
 @dataclass(frozen=True)
 class Own:
     """What one assistant message must say."""
@@ -65,6 +65,22 @@ class Own:
     message: Message
     thinking: str
     response: str
+    spelling: str | None
+    """Where the data has the thinking."""
+
+    @property
+    def words(self) -> str:
+        """What comes after the thinking."""
+        return self.response if not self.message.tool_calls else _function(self.message.tool_calls[0])["name"]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    prompt: str
+    completion: str
+    stop: int
+    """The end-of-turn token's id."""
+    notes: tuple[str, ...]
 
 
 class Renderer:
@@ -74,9 +90,11 @@ class Renderer:
         self,
         tokenizer: Any,
         template: dict[str, Any] | None = None,
-        thinking: tuple[str, str] | None = None,
+        thinking: Tags | None = None,
         date: str | None = None,
         stop_ids: Sequence[int] = (),
+        history: Literal["as_data", "respell"] = "as_data",
+        train_on: Literal["all", "last"] = "all",
     ) -> None:
         """
         Args:
@@ -85,39 +103,41 @@ class Renderer:
             thinking: the tags around thinking; found in the template and the added tokens if not given.
             date: YYYY-MM-DD, for templates that print one; today if not given.
             stop_ids: what the generation config stops at, best first.
+            history: thinking of earlier turns is given to the template as the data spells it, or as the template
+                reads it.
+            train_on: every turn, or each conversation's last one.
 
         Raises:
-            UserError: the tokenizer has no chat template, or it does not compile.
+            UserError: the tokenizer has no chat template, or it fails on a single user message.
         """
-        if not tokenizer.chat_template:
-            raise UserError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template; "
-                "put a chat_template.jinja beside it (the instruct variant of the model has one)"
-            )
         self.tokenizer = tokenizer
+        self.template = Template(tokenizer, template, Date.fromisoformat(date) if date else None)
+        self.findings = find(self.template, stop_ids, thinking)
         self._encode = Encoder(tokenizer)
-        self.arguments = dict(template or {})
-        self.day = Date.fromisoformat(date) if date else Date.today()
-        self.special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(stop_ids)
-        self._special_texts = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._respell = history == "respell"
+        self._last_only = train_on == "last"
         eos = tokenizer.eos_token_id
-        if eos is not None:
-            self.special_ids.add(eos)
-        self.stop_ids = list(stop_ids) or ([] if eos is None else [eos])
-        """What ends a completion at inference, best first."""
+        inference = list(stop_ids) or ([] if eos is None else [eos])
+        stops = [stop for stop in (self.findings.answer_stop, self.findings.call_stop) if stop is not None]
+        self.stop_ids = list(dict.fromkeys([*(stop.id for stop in stops), *inference]))
+        """What ends a completion, best first."""
+        self._ends = {str(tokenizer.convert_ids_to_tokens(i)): i for i in self.stop_ids}
+        self._inference_stops = set(inference)
+        self._stop_pattern = re.compile("|".join(map(re.escape, sorted(self._ends, key=len, reverse=True))) or r"(?!)")
         self.pad_id: int = next(i for i in (tokenizer.pad_token_id, eos, 0) if i is not None)
-        try:
-            probe = [{"role": "user", "content": "x"}]
-            bare, prompted = self._render(probe), self._render(probe, generation=True)
-        except _RefusedError as error:
-            raise UserError(f"{tokenizer.name_or_path}: the chat template fails on one user message: {error}") from None
-        self.generation_prompt = prompted.removeprefix(bare) if prompted.startswith(bare) else ""
-        self.tags = thinking or self._find_tags()
+
+    @property
+    def day(self) -> Date:
+        return self.template.day
+
+    @property
+    def tags(self) -> Tags | None:
+        return self.findings.tags
 
     def render(self, conversation: Conversation) -> list[Turn]:
         """One Turn per assistant message, in order; those that are not trained say why."""
         drafts = [self._draft(conversation, index) for index in conversation.turns]
-        texts = [text for draft in drafts if not isinstance(draft, str) for text in draft[:2]]
+        texts = [text for draft in drafts if isinstance(draft, _Draft) for text in (draft.prompt, draft.completion)]
         encoded = iter(self._encode(texts))
         turns = []
         for number, (index, draft) in enumerate(zip(conversation.turns, drafts, strict=True)):
@@ -126,21 +146,18 @@ class Renderer:
                 turns.append(Turn(number, index, weight=weight, reason=draft))
                 continue
             prompt_ids, completion_ids = next(encoded), next(encoded)
-            reason, notes = None, draft[2]
-            try:
-                completion_ids = self._end_at_stop(completion_ids)
-            except _RefusedError as error:
-                reason = str(error)
+            reason = None
             if not prompt_ids:
-                reason = reason or "the prompt is empty, so nothing predicts the first token"
-            if weight == 0:
-                reason = reason or "the message says so (weight 0)"
-            turns.append(Turn(number, index, tuple(prompt_ids), tuple(completion_ids), weight, reason, notes))
+                reason = "the prompt is empty, so nothing predicts the first token"
+            elif completion_ids[-1:] != [draft.stop]:
+                reason = "its end-of-turn token does not survive encoding"
+            turns.append(Turn(number, index, tuple(prompt_ids), tuple(completion_ids), weight, reason, draft.notes))
         return turns
 
-    def prompt(self, messages: Sequence[dict[str, Any]], tools: list[Any] | None = None) -> list[int]:
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> list[int]:
         """Token ids that inference is fed after these messages."""
-        return self._encode([self._render(list(messages), tools, generation=True)])[0]
+        history = [self._as_history(Message(message)) for message in messages]
+        return self._encode([self.template.render(history, tools, generation=True)])[0]
 
     def split(self, completion_ids: list[int]) -> tuple[str, str]:
         """Thinking and response of a generated completion, without special tokens."""
@@ -150,186 +167,168 @@ class Renderer:
             thinking, response = "", text
         if self.tags:
             thinking = thinking.replace(self.tags[0], "")
-        for token in self._special_texts:
+        response = response.strip()
+        for opening in (self.findings.response_opening, self.findings.answer_opening):
+            response = response.removeprefix(opening.strip())
+        for token in self.template.special_texts:
             thinking, response = thinking.replace(token, ""), response.replace(token, "")
         return thinking.strip(), response.strip()
 
-    # --- rendering ------------------------------------------------------------------------------------------------
-
-    def _draft(self, conversation: Conversation, index: int) -> tuple[str, str, tuple[str, ...]] | str:
-        """Prompt text, completion text and notes of one turn, or the reason why there are none."""
-        if index == 0:
-            return "no message comes before it, so inference never generates it"
-        history = [dict(message.data) for message in conversation.messages[:index]]
-        try:
-            prompt = self._render(history, conversation.tools, generation=True)
-            own = self.own(conversation.messages[index])
-            return prompt, *self._completion(history, own, conversation.tools, prompt)
-        except _RefusedError as error:
-            return str(error)
-
-    def _render(self, messages: list[dict[str, Any]], tools: Any = None, generation: bool = False) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages,
-                tools=tools,
-                chat_template=self._dated(self.tokenizer.get_chat_template(tools=tools)),
-                add_generation_prompt=generation,
-                tokenize=False,
-                **self.arguments,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            raise _RefusedError(f"the chat template refuses it: {' '.join(str(error).split())}") from None
-        assert isinstance(text, str)
-        return text
-
-    def _dated(self, template: str) -> str:
-        """The template with today's date held fixed, so that a run that spans midnight renders one date."""
-        return _DATE.sub(lambda call: repr(self.day.strftime(call["format"])), template)
-
     def own(self, message: Message) -> Own:
         """Thinking and response, whether the thinking has a field of its own or stands inline."""
-        thinking, content = message.thinking, message.content
-        if thinking is None and self.tags and content.lstrip().startswith(self.tags[0]):
-            inside, close, after = content.lstrip()[len(self.tags[0]) :].partition(self.tags[1])
-            if close:
-                return Own(message, inside.strip(), after.strip())
-        return Own(message, (thinking or "").strip(), content.strip())
+        spelling = next((key for key in THINKING_KEYS if message.data.get(key) is not None), None)
+        thinking, content = (message.thinking or "").strip(), message.content.strip()
+        inline = split_inline(content, self.tags)
+        if inline is not None and (not thinking or inline[0] == thinking):
+            return Own(message, *inline, INLINE)
+        return Own(message, thinking, content, spelling if thinking else None)
 
-    def _completion(
-        self, history: list[dict[str, Any]], own: Own, tools: Any, prompt: str
-    ) -> tuple[str, tuple[str, ...]]:
-        """The first spelling of the turn's own message that survives rendering, else a built completion."""
-        if own.thinking and self._state(prompt) == "closed":
-            raise _RefusedError(
-                "it has thinking, but the generation prompt closes the thinking before it starts; "
-                "open it with the template's switch, e.g. template: {enable_thinking: true} or {thinking: true}"
+    # --- rendering ------------------------------------------------------------------------------------------------
+
+    def _draft(self, conversation: Conversation, index: int) -> _Draft | str:
+        """One turn as text, or the reason why there is none."""
+        message = conversation.messages[index]
+        if index == 0:
+            return NOT_GENERATED
+        if self._last_only and index != conversation.turns[-1]:
+            return NOT_LAST
+        if message.weight == 0:
+            return WEIGHT_ZERO
+        try:
+            history = [self._as_history(earlier) for earlier in conversation.messages[:index]]
+            prompt = self.template.render(history, conversation.tools, generation=True)
+            own = self.own(message)
+            completion, stop = self._ended(self._completion(history, own, conversation.tools, prompt), own)
+        except RefusedError as error:
+            return str(error)
+        return _Draft(prompt, completion, stop, tuple(self._notes(conversation, index, own, completion)))
+
+    def _as_history(self, message: Message) -> dict[str, Any]:
+        """A message as the template is given it when it is not the turn's own."""
+        if self._respell and message.role == "assistant":
+            own = self.own(message)
+            if own.thinking:
+                read = self.findings.read(bool(message.tool_calls))
+                return self._given(
+                    spell(message.data, own.thinking, own.response, (*read, THINKING_KEYS[0])[0], self.tags)
+                )
+        return self._given(message.data)
+
+    def _given(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The message with its tool calls in the spelling that the template takes."""
+        given = dict(message)
+        if not given.get("tool_calls"):
+            return given
+        if self.findings.call_content == "empty":
+            given.setdefault("content", "")
+        if self.findings.arguments == "string":
+            given["tool_calls"] = [_with_text_arguments(call) for call in given["tool_calls"]]
+        return given
+
+    def _completion(self, history: list[dict[str, Any]], own: Own, tools: Any, prompt: str) -> str:
+        """What follows the prompt, text after the end of the turn included."""
+        head, lead, state = split_prompt(prompt, self.tags)
+        if own.thinking and state == "closes thinking":
+            raise RefusedError(self._closed())
+        if own.thinking and self.tags and any(tag in own.thinking for tag in self.tags):
+            raise RefusedError(
+                f"its thinking holds {' or '.join(self.tags)} itself, so inference would end it there; "
+                "write the tag in another way"
             )
-        problem = ""
-        for spelling in self._spellings(own):
-            try:
-                completion = self._following(history, spelling, tools, prompt)
-            except _RefusedError as error:
-                problem = problem or str(error)
-                continue
-            missing = _missing(completion, own, own.thinking)
-            if not missing:
-                return completion, self._notes(completion, own)
-            problem = problem or missing
-        if own.thinking and "thinking" in problem:
-            return self._built(history, own, tools, prompt)
-        raise _RefusedError(problem)
-
-    def _spellings(self, own: Own) -> list[dict[str, Any]]:
-        """As the data spells it; then the thinking in each field templates read, and inline."""
-        as_data = dict(own.message.data)
-        if not own.thinking:
-            return [as_data]
-        bare = {key: value for key, value in as_data.items() if key not in THINKING_KEYS}
-        bare["content"] = own.response
-        spellings = [as_data] + [{**bare, key: own.thinking} for key in THINKING_KEYS]
-        if self.tags:
-            opened, closed = self.tags
-            spellings.append({**bare, "content": f"{opened}\n{own.thinking}\n{closed}\n\n{own.response}"})
-        return spellings
-
-    def _following(self, history: list[dict[str, Any]], message: dict[str, Any], tools: Any, prompt: str) -> str:
-        """What comes after the prompt in the rendering of the turn itself."""
-        full = self._render([*history, message], tools)
-        if full.startswith(prompt):
-            return full[len(prompt) :]
-        header_end = self._header_end(history, message, tools, full)
-        following = full[header_end:]
-        state, opened = self._state(prompt), self.tags[0] if self.tags else ""
-        if state == "open":
-            # The prompt has opened the thinking: the completion starts inside it.
-            if following.lstrip().startswith(opened):
-                after = following.lstrip()[len(opened) :]
-                tail = prompt[prompt.rindex(opened) + len(opened) :]
-                return after.removeprefix(tail)
-            assert self.tags is not None
-            return f"\n{self.tags[1]}\n\n{following}"
-        if state == "closed":
-            assert self.tags is not None
-            head, close, after = following.partition(self.tags[1])
-            if close and not head.replace(opened, "").strip():
-                return after.lstrip("\n")
-        return following
-
-    def _header_end(self, history: list[dict[str, Any]], message: dict[str, Any], tools: Any, full: str) -> int:
-        """Where the turn's own header ends in its rendering, though the history before it reads differently."""
-        header = self.generation_prompt
-        if self.tags and self.tags[0] in header:
-            header = header[: header.index(self.tags[0])]
-        marked = self._render([*history, _marked(message)], tools)
-        own_text = marked.find(_SENTINEL)
-        start = marked.rfind(header, 0, own_text) if header and own_text >= 0 else -1
-        if start < 0 or not full.startswith(marked[: start + len(header)]):
-            raise _RefusedError(
-                "the generation prompt is not part of the turn's own rendering, so inference never sees it"
-            )
-        return start + len(header)
-
-    def _built(self, history: list[dict[str, Any]], own: Own, tools: Any, prompt: str) -> tuple[str, tuple[str, ...]]:
-        """For templates that never render a turn's own thinking: prompt + thinking + close tag + response + stop."""
-        if self.tags is None:
-            raise _RefusedError(
+        if own.spelling != INLINE and own.thinking and split_inline(own.response, self.tags):
+            raise RefusedError("it has two thinkings, one in a field and one in its content; leave one out")
+        read = self.findings.read(bool(own.message.tool_calls))
+        message = dict(own.message.data)
+        if own.thinking and read and own.spelling not in read:
+            message = spell(message, own.thinking, own.response, read[0], self.tags)
+        opening = lead if state == "opens thinking" else ""
+        ways: Iterator[str] = iter(())
+        if read or not own.thinking:
+            ways = rendered(self._rest(history, self._given(message), tools, head), lead, state, self.tags)
+        for way in ways:
+            if reads_back(opening + way, own.thinking, own.words, self.tags) and not _missing(way, own):
+                return way
+        bare = self._rest(history, self._given(spell(message, "", own.response, None, None)), tools, head)
+        if problem := _missing(bare, own, thinking=""):
+            raise RefusedError(problem)
+        if own.thinking and self.tags is None:
+            raise RefusedError(
                 "the template never renders its thinking and no think tags were found; "
                 "name them in the recipe, thinking: {open: <think>, close: </think>}"
             )
-        opened, closed = self.tags
-        bare = {key: value for key, value in own.message.data.items() if key not in THINKING_KEYS}
-        bare["content"] = own.response
-        rest = self._following(history, bare, tools, prompt)
-        if missing := _missing(rest, own, ""):
-            raise _RefusedError(missing)
-        head, close, after = rest.partition(closed)
-        if close and not head.replace(opened, "").strip():  # the template's own empty thinking
-            rest = after.lstrip("\n")
-        start = "" if self._state(prompt) == "open" else f"{opened}\n"
-        completion = f"{start}{own.thinking}\n{closed}\n\n{rest}"
-        return completion, self._notes(completion, own)
+        if self.tags is not None and (own.thinking or opening):
+            way = built(bare, own.thinking, state, self.tags, self.findings.spacing)
+            if reads_back(opening + way, own.thinking, own.words, self.tags):
+                return way
+        raise RefusedError("its thinking and response cannot be told apart in what the template renders")
 
-    def _state(self, prompt: str) -> str:
-        """Whether the prompt's last words open the thinking, close it, or say nothing of it."""
-        if self.tags is None:
-            return "none"
-        opened, closed = self.tags
-        if prompt.rstrip().endswith(opened):
-            return "open"
-        return "closed" if prompt.rstrip().endswith(closed) else "none"
+    def _closed(self) -> str:
+        openers = self.findings.openers
+        way_out = f"open it with {' or '.join(openers)}" if openers else "no argument of the template opens it"
+        return f"it has thinking, but the generation prompt closes the thinking before it starts; {way_out}"
 
-    def _find_tags(self) -> tuple[str, str] | None:
-        """The think tags that the template or the added tokens hold, as a pair."""
-        added = " ".join(str(token) for token in self.tokenizer.added_tokens_decoder.values())
-        template = self.tokenizer.chat_template
-        for text in (str(template), added):
-            found = {match.group(0): match for match in _TAG.finditer(text)}
-            for tag, match in found.items():
-                opening, slash, name, closing = match.groups()
-                if not slash and f"{opening}/{name}{closing}" in found:
-                    return tag, f"{opening}/{name}{closing}"
-        return None
+    def _rest(self, history: list[dict[str, Any]], message: dict[str, Any], tools: Any, head: str) -> str:
+        """What the template makes of the turn itself: all that comes after the head of the prompt."""
+        full = self.template.render([*history, message], tools)
+        if full.startswith(head):
+            return full[len(head) :]
+        # Under this turn the history reads differently (a loop's thinking goes once it is answered), so the turn is
+        # found by its header: the last one before a sentinel in the place of its text.
+        header = split_prompt(self.findings.generation_prompt, self.tags)[0]
+        marked = self.template.render([*history, _marked(message)], tools)
+        own_text = marked.find(_SENTINEL)
+        start = marked.rfind(header, 0, own_text) if header and head.endswith(header) and own_text >= 0 else -1
+        end = start + len(header)
+        if start < 0 or not full.startswith(marked[:end]):
+            raise RefusedError(
+                "the generation prompt is not part of the turn's own rendering, so inference never sees it"
+            )
+        return full[end:]
 
-    def _notes(self, completion: str, own: Own) -> tuple[str, ...]:
+    def _ended(self, completion: str, own: Own) -> tuple[str, int]:
+        """The completion up to the first stop token by which all is said, and that token; it is added if there is none.
+
+        Raises:
+            RefusedError: inference stops before all is said.
+        """
+        for match in self._stop_pattern.finditer(completion):
+            if not _missing(completion[: match.end()], own):
+                return completion[: match.end()], self._ends[match.group()]
+            if self._ends[match.group()] in self._inference_stops:
+                raise RefusedError(f"inference stops at {match.group()} before all of it is said")
+        stop = self.findings.stop(bool(own.message.tool_calls))
+        if stop is None:
+            raise RefusedError("neither the template, the generation config nor the tokenizer says what ends a turn")
+        return (completion if stop.source == "next message" else completion.rstrip()) + stop.text, stop.id
+
+    def _notes(self, conversation: Conversation, index: int, own: Own, completion: str) -> Iterator[str]:
+        """What the template leaves out though the turn is right."""
+        found, earlier = self.findings, conversation.messages[:index]
         if own.message.tool_calls and own.response and own.response not in completion:
-            return ("the template drops the text beside its tool calls",)
-        return ()
+            yield "the template drops the text beside its tool calls"
+        if conversation.tools and found.tools == "lost":
+            yield "the template leaves out the tool schemas"
+        lost = (("system", found.system), ("developer", found.developer), ("tool", found.results))
+        for role, survival in lost:
+            if survival == "lost" and any(message.role == role for message in earlier):
+                yield f"the template leaves out {role} messages"
+        inline_kept = found.history_inline != found.history and not self._respell
+        if inline_kept and any(m.role == "assistant" and self.own(m).spelling == INLINE for m in earlier):
+            yield (
+                "earlier thinking stands inline, and the template treats it otherwise than thinking in a field; "
+                "thinking: {history: respell} moves it there"
+            )
 
-    # --- the end of the turn --------------------------------------------------------------------------------------
 
-    def _end_at_stop(self, ids: list[int]) -> list[int]:
-        """Cut after the stop token the template wrote, or add the model's own where it wrote none."""
-        end = len(ids)
-        while end and ids[end - 1] not in self.special_ids:
-            if self.tokenizer.decode(ids[end - 1]).strip():
-                break
-            end -= 1
-        if end and ids[end - 1] in self.special_ids:
-            return ids[:end]
-        if not self.stop_ids:
-            raise _RefusedError("neither the template, the generation config nor the tokenizer says what ends a turn")
-        return [*ids[:end], self.stop_ids[0]]
+def _function(call: Any) -> Any:
+    return call.get("function", call)
+
+
+def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = dict(_function(call))
+    if not isinstance(function.get("arguments"), str):
+        function["arguments"] = json.dumps(function.get("arguments", {}), ensure_ascii=False)
+    return {**call, "function": function} if "function" in call else function
 
 
 def _marked(message: dict[str, Any]) -> dict[str, Any]:
@@ -340,24 +339,53 @@ def _marked(message: dict[str, Any]) -> dict[str, Any]:
             marked[key] = _SENTINEL
     calls = []
     for call in marked.get("tool_calls") or []:
-        function = {**call.get("function", call), "name": _SENTINEL}
+        function = {**_function(call), "name": _SENTINEL}
         calls.append({**call, "function": function} if "function" in call else function)
     if calls:
         marked["tool_calls"] = calls
     return marked
 
 
-def _missing(completion: str, own: Own, thinking: str) -> str:
-    """What the completion lost of its own message, or nothing."""
-    if thinking and thinking not in completion:
+def _missing(completion: str, own: Own, thinking: str | None = None) -> str:
+    """What the completion lost of its own message, or nothing.
+
+    Args:
+        thinking: in the place of the message's own.
+    """
+    thinking = own.thinking if thinking is None else thinking
+    at = completion.find(thinking)
+    if at < 0:
         return "the template does not render its thinking"
-    after = completion[completion.index(thinking) + len(thinking) :] if thinking else completion
+    after = completion[at + len(thinking) :]
     calls = own.message.tool_calls
     for call in calls:
-        name = call.get("function", call)["name"]
-        wanted = sum(other.get("function", other)["name"] == name for other in calls)
+        name = _function(call)["name"]
+        wanted = sum(_function(other)["name"] == name for other in calls)
         if after.count(name) < wanted:
             return "the template drops a parallel tool call" if len(calls) > 1 else "the template drops its tool call"
+        if lost := next((text for text in _texts(_function(call).get("arguments")) if not _holds(after, text)), None):
+            return f"the template drops an argument of its tool call ({lost[:40]!r})"
     if not calls and own.response not in after:
         return "the template does not render its response whole"
     return ""
+
+
+def _texts(arguments: Any) -> Iterator[str]:
+    """Every key and text in the arguments of a tool call."""
+    if isinstance(arguments, Mapping):
+        for key, value in arguments.items():
+            yield str(key)
+            yield from _texts(value)
+    elif isinstance(arguments, list):
+        for value in arguments:
+            yield from _texts(value)
+    elif isinstance(arguments, str):
+        yield arguments
+
+
+def _holds(completion: str, text: str) -> bool:
+    """Whether a text stands there as it is, or as JSON or Python write it."""
+    if text.strip() in completion:
+        return True
+    spelled = (json.dumps(text, ensure_ascii=False), json.dumps(text), repr(text))
+    return any(way[1:-1].strip() in completion for way in spelled)
