@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,6 +155,63 @@ def inspect(
                 print(f"row {number}: {'FAILED: ' if problems else ''}{verdict}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def audit(
+    source: Annotated[
+        str, typer.Argument(metavar="RECIPE|TOKENIZER", help="YAML recipe, or a tokenizer's folder or Hub id.")
+    ],
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=0, help="Most rows of data.train to go over, evenly spaced.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what the chat template does and what training with it would lose. Exit 1 if anything. Needs no weights."""
+    with _errors():
+        with_data = source.endswith((".yaml", ".yml")) or Path(source).is_file()
+        loaded = _load(Path(source), overrides) if with_data else _load_tokenizer_only(source, overrides)
+        from mtr.audit import audit as run
+        from mtr.audit import audit_rows
+        from mtr.display import console, show_audit
+        from mtr.metrics import write_json
+        from mtr.model import load_renderer, load_tokenizer
+
+        renderer = load_renderer(loaded, load_tokenizer(loaded))
+        data = audit_rows(renderer, *_sample(loaded, rows)) if with_data and rows else None
+        report = run(renderer, loaded.model.name_or_path, data)
+        if as_json:
+            print(write_json(None, report.as_json()))
+        else:
+            show_audit(report, console(sys.stdout))
+    if report.losses:
+        raise typer.Exit(1)
+
+
+def _load_tokenizer_only(name: str, overrides: list[str] | None) -> Recipe:
+    from mtr.recipe import recipe_of_tokenizer
+
+    recipe = recipe_of_tokenizer(name, overrides)
+    _quiet_libraries()
+    return recipe
+
+
+def _sample(recipe: Recipe, most: int) -> tuple[Iterator[Any], int | None]:
+    """Rows of data.train, evenly spaced, a bad one as its error; and how many there are, None for a stream."""
+    from mtr.data import Mixture, open_data
+
+    data = open_data(recipe.data, recipe.data.train)
+    if not isinstance(data, Mixture):
+        return islice(data.conversations(0, 0, shuffle=False), most), None
+
+    def sampled() -> Iterator[Any]:
+        number = min(most, len(data))
+        for index in range(number):
+            try:
+                yield data.conversation(index * len(data) // number)
+            except UserError as error:
+                yield error
+
+    return sampled(), len(data)
 
 
 def _conversations(recipe: Recipe, index: int | None) -> Iterator[tuple[int, Any]]:

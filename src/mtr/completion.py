@@ -80,7 +80,7 @@ def reads_back(text: str, thinking: str, own: str, tags: Tags | None) -> bool:
     opened, closed = tags
     if not thinking:
         return text[:after].count(opened) <= 1 and (opened not in text[:after] or closed in text[:after])
-    return text[:at].count(opened) == 1 and closed in text[at + len(thinking) : after]
+    return text[:at].strip() == opened and closed in text[at + len(thinking) : after]
 
 
 def rendered(rest: str, lead: str, state: State, tags: Tags | None) -> Iterator[str]:
@@ -89,11 +89,10 @@ def rendered(rest: str, lead: str, state: State, tags: Tags | None) -> Iterator[
         yield rest[len(lead) :]
     if tags is None or state == "nothing":
         return
-    opened, closed = tags
     text = rest.lstrip()
     if state == "opens thinking":
-        if text.startswith(opened):  # spaced in another way
-            yield text[len(opened) :].removeprefix(lead[len(opened) :])
+        if text.startswith(tags[0]):  # spaced in another way
+            yield text[len(tags[0]) :].removeprefix(lead[len(tags[0]) :])
         yield rest
     else:
         yield without_block(rest, tags)

@@ -6,7 +6,7 @@ All of it goes to standard error but what a command was asked to show. Without a
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mtr.audit import DataReport, Report, explain
 from mtr.inspect import Inspection, Segment, segments
 from mtr.recipe import Recipe
 
@@ -194,6 +195,50 @@ def show_bench(result: dict[str, Any], out: Console) -> None:
         f"{limit['tokens']:.2f}x by tokens"
     )
     out.print(f"{min(speedup.values()) / limit['flops']:.0%} of the FLOP limit against the faster baseline")
+
+
+def show_audit(report: Report, out: Console) -> None:
+    out.print(f"[bold]{escape(report.name)}[/]")
+    _show_pairs(explain(report), out)
+    out.print("")
+    table = Table(title="as training would take it", title_justify="left", box=None, padding=(0, 1))
+    for column in ("conversation", "trained", ""):
+        table.add_column(column, justify="right" if column == "trained" else "left", no_wrap=column != "")
+    for trial in report.trials:
+        said = "; ".join((*trial.reasons, *trial.notes, *trial.chosen))
+        table.add_row(trial.kind, f"{trial.trained} of {trial.turns}", escape(said))
+    out.print(table, soft_wrap=False)
+    if report.data is not None:
+        out.print("")
+        _show_data(report.data, out)
+    out.print("")
+    lost = len(report.losses)
+    out.print(f"[red]training would lose something in {lost} ways[/]" if lost else "[green]nothing would be lost[/]")
+
+
+def _show_data(data: DataReport, out: Console) -> None:
+    of = "of a stream" if data.of_rows is None else f"of {data.of_rows:,}"
+    out.print(f"[bold]data[/]  {data.rows:,} rows {of}: {data.trained:,} of {data.turns:,} turns are trained")
+    lines = [
+        (what, number, text)
+        for what, counts in (("refused", data.refused), ("left out", data.chosen), ("note", data.notes))
+        for text, number in counts.items()
+    ]
+    pairs = [(what, f"{n:,} turns: {text} (first: {data.examples[text]})") for what, n, text in lines]
+    pairs += [("unreadable", f"{number:,} rows: {text}") for text, number in data.unreadable.items()]
+    _show_pairs(pairs, out)
+
+
+def _show_pairs(pairs: Iterable[tuple[str, str]], out: Console) -> None:
+    """Topic and text side by side; a topic that goes on is not repeated."""
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    last = None
+    for topic, text in pairs:
+        table.add_row("" if topic == last else topic, escape(text))
+        last = topic
+    out.print(table, soft_wrap=False)
 
 
 def show_inspection(inspection: Inspection, tokenizer: Any, out: Console) -> None:

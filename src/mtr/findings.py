@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from os.path import commonprefix
 from typing import Any, Literal
 
 from mtr.completion import (
@@ -36,6 +35,7 @@ from mtr.template import RefusedError, Template
 History = Literal["always", "since the last user message", "until answered", "only the final message", "never"]
 Survival = Literal["rendered", "lost", "refused"]
 
+OPENS, CLOSES, LEAVES = "opens the thinking", "closes the thinking", "leaves the thinking to the model"
 _LAST_TAG = re.compile(r"[<\[◁][^<>\[\]\s]*[>\]▷]$")
 
 # Words that no template looks for, in conversations of every shape that matters.
@@ -139,12 +139,14 @@ class Findings:
 
     @property
     def openers(self) -> list[str]:
-        """Arguments that open the thinking where the generation prompt closes it, as a recipe spells them."""
-        return [
-            f"template: {{{switch.argument}: {_yaml(switch.value)}}}"
-            for switch in self.switches
-            if "opens the thinking" in switch.effects
-        ]
+        """Arguments under which the generation prompt does not close the thinking, as a recipe spells them."""
+        found = [s for effect in (OPENS, LEAVES) for s in self.switches if effect in s.effects]
+        return [f"template: {{{switch.argument}: {spelled(switch.value)}}}" for switch in found]
+
+
+def spelled(value: Any) -> str:
+    """As YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 _CACHE: dict[Any, Findings] = {}
@@ -189,8 +191,11 @@ class _Finder:
         self.special = {str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special}
         longest_first = sorted(self.added, key=len, reverse=True)
         self.token_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.tools: list[Any] | None = None
         try:
-            bare, prompted = template.render([_USER]), template.render([_USER], generation=True)
+            if not self._text([_USER]) and self._text([_USER], [_TOOL]):
+                self.tools = [_TOOL]  # a template for conversations with tools only
+            bare, prompted = (template.render([_USER], self.tools, generation) for generation in (False, True))
         except RefusedError as error:
             raise UserError(
                 f"{self.tokenizer.name_or_path}: the chat template fails on one user message: {error}"
@@ -260,11 +265,15 @@ class _Finder:
 
     def _try_calls(self) -> None:
         """The first way to write a tool call that the template takes: some want text, or fail without content."""
-        for style, content in itertools.product(("object", "string"), (None, "")):
-            if _VALUE in self._text([_USER, self._calls(content=content, style=style)]):
-                self.arguments = "object" if style == "object" else "string"
-                self.call_content = "absent" if content is None else "empty"
-                return
+
+        def taken(way: tuple[str, str | None]) -> tuple[bool, bool, bool]:
+            calls = self._calls(style=way[0], content=way[1])
+            own = self._text([_USER, calls])
+            return _VALUE in own, bool(own), bool(self._text([_USER, calls, self._result()], generation=True))
+
+        style, content = max(itertools.product(("object", "string"), (None, "")), key=taken)
+        self.arguments = "object" if style == "object" else "string"
+        self.call_content = "absent" if content is None else "empty"
 
     def _calls(
         self, values: Sequence[str] = (_VALUE,), content: str | None = None, style: str | None = None
@@ -297,7 +306,7 @@ class _Finder:
     ) -> str:
         """The rendering, or nothing where the template refuses."""
         try:
-            return (template or self.template).render(messages, tools, generation)
+            return (template or self.template).render(messages, tools or self.tools, generation)
         except RefusedError:
             return ""
 
@@ -366,20 +375,25 @@ class _Finder:
 
     def _shared(self, one: str, other: str) -> int:
         """Length of what two texts begin with, whole added tokens only."""
-        length = len(commonprefix([one, other]))
+        pairs = zip(one, other, strict=False)
+        length = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
         for match in self.token_pattern.finditer(one):
             if match.start() < length < match.end():
                 return match.start()
         return length
 
     def _spacing_of_prompt(self, tags: Tags) -> tuple[str, str, str]:
-        """As the template spaces an opening tag that it writes into the generation prompt; else a line each."""
+        """As the template spaces the opening tag in a generation prompt, or an empty block; else a line each."""
         for template in (self.template, *self._variants()):
             prompt = self._text([_USER], generation=True, template=template)
             _, lead, state = split_prompt(prompt, tags)
             if state == "opens thinking":
                 space = lead[len(tags[0]) :]
                 return space, space, space * 2
+        empty = re.escape(tags[0]) + r"(\s*)" + re.escape(tags[1]) + r"(\s*)"
+        if match := re.search(empty, self._text([_USER, self._answer()])):
+            space = match.group(1)[:1]
+            return space, space, match.group(2)
         return "\n", "\n", "\n\n"
 
     def _state(self, template: Template | None = None) -> State:
@@ -443,8 +457,7 @@ class _Finder:
             (name, value), effects = next(iter(changed.items())), []
             new_state = self._state(template)
             if new_state != state:
-                opens = state == "closes thinking" or new_state == "opens thinking"
-                effects.append("opens the thinking" if opens else "closes the thinking")
+                effects.append({"opens thinking": OPENS, "closes thinking": CLOSES, "nothing": LEAVES}[new_state])
             if self._read(calls=False, template=template) and not answers_read:
                 effects.append("renders a turn's own thinking")
             if (new_history := self._history(field, template)) != history and new_history != "never":
@@ -465,9 +478,9 @@ class _Finder:
             return None if calls else self._own_stop()
         tail = full[full.rindex(own) + len(own) :]
         found = list(self.token_pattern.finditer(tail))
-        for match in found:
-            if self.added[match.group()] in self.stop_ids:
-                return self._stop_at(match.group(), "template")
+        known = next((match.group() for match in found if self.added[match.group()] in self.stop_ids), None)
+        if known is not None:
+            return self._stop_at(known, "template")
         if calls:
             special = [match.group() for match in found if match.group() in self.special]
             if special and (not self.explicit_stops or (answer and special[-1] == answer.text)):
@@ -480,9 +493,9 @@ class _Finder:
         later = self._text([_USER, message, following], generation=True)
         later = later[later.rindex(own) + len(own) :] if own in later else ""
         if later.startswith(tail):
-            match = self.token_pattern.match(later[len(tail) :])
-            if match and self.added[match.group()] in self.stop_ids:
-                return self._stop_at(match.group(), "next message")
+            first = self.token_pattern.match(later[len(tail) :])
+            if first and self.added[first.group()] in self.stop_ids:
+                return self._stop_at(first.group(), "next message")
         return answer if calls and answer and answer.source == "template" else self._own_stop()
 
     def _stop_at(self, text: str, source: Literal["template", "next message"]) -> Stop:
@@ -560,7 +573,3 @@ def _spacing(before: str, after: str, tags: Tags) -> tuple[str, str, str]:
 
 def _after(text: str, stop: str) -> str:
     return text.rpartition(stop)[2] if stop in text else ""
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

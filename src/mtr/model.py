@@ -24,7 +24,7 @@ from mtr.backend import choose_backends, fastest
 from mtr.batch import Batch
 from mtr.errors import UserError
 from mtr.loss import chunk_size, weighted_nll
-from mtr.recipe import LoraSection, Recipe
+from mtr.recipe import LoraSection, ModelSection, Recipe
 from mtr.rendering import Renderer
 
 log = logging.getLogger("mtr")
@@ -164,7 +164,9 @@ def load_renderer(recipe: Recipe, tokenizer: Any) -> Renderer:
         recipe.template,
         thinking=(tags[0], tags[1]) if tags[0] and tags[1] else None,
         date=recipe.date,
-        stop_ids=_stop_ids(recipe.model.name_or_path),
+        stop_ids=_stop_ids(recipe.model),
+        history=recipe.thinking.history,
+        train_on=recipe.train_on,
     )
 
 
@@ -306,14 +308,19 @@ def _existing(name: str) -> str:
     return name
 
 
-def _stop_ids(name: str) -> list[int]:
-    """What the generation config stops at, the first one first; none if there is no generation config."""
-    from transformers import GenerationConfig
+def _stop_ids(section: ModelSection) -> list[int]:
+    """What generation stops at, the first one first: the generation config's, or where there is none the config's."""
+    from transformers import GenerationConfig, PretrainedConfig
 
+    name, revision = section.name_or_path, section.revision
     try:
-        eos = GenerationConfig.from_pretrained(name).eos_token_id
+        eos = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
     except (OSError, ValueError):
-        return []
+        try:
+            config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
+        except (OSError, ValueError):
+            return []
+        eos = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
     return list(eos) if isinstance(eos, list) else [eos] if eos is not None else []
 
 

@@ -53,6 +53,8 @@ class ThinkingSection(Section):
     open: str | None = None
     """The tag that opens the thinking; null: found in the template or the tokenizer."""
     close: str | None = None
+    history: Literal["as_data", "respell"] = "as_data"
+    """Thinking of earlier turns is given to the template as the data spells it, or in the field that it reads."""
 
     @model_validator(mode="after")
     def _both(self) -> Self:
@@ -210,6 +212,8 @@ class Recipe(Section):
     template: dict[str, Any] = {}
     """Arguments for the chat template, e.g. {enable_thinking: true}."""
     thinking: ThinkingSection = ThinkingSection()
+    train_on: Literal["all", "last"] = "all"
+    """Every assistant message, or the last one of each conversation; the others are context."""
     date: Annotated[str | None, BeforeValidator(_as_date)] = None
     """The date that templates which print one are given; null: today, recorded in the saved recipe."""
     lora: LoraSection | None = LoraSection()
@@ -320,16 +324,29 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections (model, data, training, ...)")
+    return _resolve_paths(_validated(raw, overrides, str(path)), path.resolve().parent)
+
+
+def recipe_of_tokenizer(name: str, overrides: list[str] | None = None) -> Recipe:
+    """A recipe that holds a tokenizer's folder or Hub id and nothing to train.
+
+    Raises:
+        UserError: an override or a key is wrong.
+    """
+    raw = {"model": {"name_or_path": name}, "data": {"train": "none"}, "training": {"output_dir": "none"}}
+    return _validated(raw, overrides, name)
+
+
+def _validated(raw: dict[str, Any], overrides: list[str] | None, name: str) -> Recipe:
     data = raw.get("data")
     if overrides and isinstance(data, dict):  # so that data.train.0.weight reaches into the short form
         raw["data"] = data | {key: _as_sources(data[key]) for key in ("train", "eval") if key in data}
     for override in overrides or []:
         _apply_override(raw, override)
     try:
-        recipe = Recipe.model_validate(raw)
+        return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from None
-    return _resolve_paths(recipe, path.resolve().parent)
+        raise UserError(f"{name}: {_explain(error)}") from None
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

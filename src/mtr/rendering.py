@@ -33,6 +33,11 @@ WEIGHT_ZERO = "the message says so (weight 0)"
 NOT_LAST = "train_on is last, and this is not the last turn"
 CHOSEN = (NOT_GENERATED, WEIGHT_ZERO, NOT_LAST)
 """Reasons that the data or the recipe gives; every other one is a loss."""
+INLINE_HISTORY = (
+    "earlier thinking stands inline, which the template treats otherwise than thinking in a field; "
+    "thinking: {history: respell} moves it there"
+)
+"""A note about a turn that loses nothing."""
 
 
 @dataclass(frozen=True)
@@ -275,9 +280,12 @@ class Renderer:
         # Under this turn the history reads differently (a loop's thinking goes once it is answered), so the turn is
         # found by its header: the last one before a sentinel in the place of its text.
         header = split_prompt(self.findings.generation_prompt, self.tags)[0]
+        if not header or not head.endswith(header):  # without a header it comes right after the last message
+            last = (history[-1].get("content") or "").strip()
+            header = head[head.rindex(last) :] if last and last in head else ""
         marked = self.template.render([*history, _marked(message)], tools)
         own_text = marked.find(_SENTINEL)
-        start = marked.rfind(header, 0, own_text) if header and head.endswith(header) and own_text >= 0 else -1
+        start = marked.rfind(header, 0, own_text) if header and own_text >= 0 else -1
         end = start + len(header)
         if start < 0 or not full.startswith(marked[:end]):
             raise RefusedError(
@@ -312,12 +320,17 @@ class Renderer:
         for role, survival in lost:
             if survival == "lost" and any(message.role == role for message in earlier):
                 yield f"the template leaves out {role} messages"
-        inline_kept = found.history_inline != found.history and not self._respell
-        if inline_kept and any(m.role == "assistant" and self.own(m).spelling == INLINE for m in earlier):
-            yield (
-                "earlier thinking stands inline, and the template treats it otherwise than thinking in a field; "
-                "thinking: {history: respell} moves it there"
-            )
+        called = [len(message.tool_calls) for message in earlier]
+        if found.calls == "lost" and any(called):
+            yield "the template leaves out earlier tool calls"
+        elif found.parallel_calls == "lost" and max(called, default=0) > 1:
+            yield "the template leaves out earlier parallel tool calls"
+        differs = found.history_inline != found.history and found.read(calls=False)[:1] != (INLINE,)
+        if differs and not self._respell and any(self._is_inline(message) for message in earlier):
+            yield INLINE_HISTORY
+
+    def _is_inline(self, message: Message) -> bool:
+        return message.role == "assistant" and self.own(message).spelling == INLINE
 
 
 def _function(call: Any) -> Any:

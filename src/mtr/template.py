@@ -5,6 +5,7 @@ What a template can be asked, and no more: all that is known about one is found 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date as Date
@@ -102,7 +103,8 @@ class Template:
         compared_with: dict[str, list[Any]] = {name: [] for name in sorted(names)}
         for compared in tree.find_all(nodes.Compare):
             constants = [node.value for node in compared.find_all(nodes.Const)]
-            values = [value for value in constants if isinstance(value, (str, int, float))]
+            lists = [value for value in constants if isinstance(value, (list, tuple))]
+            values = [v for v in (*constants, *itertools.chain(*lists)) if isinstance(v, (str, int, float))]
             for name in {node.name for node in compared.find_all(nodes.Name)} & names:
                 compared_with[name] += values
         return {
