@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mtr.conversation import Conversation
-from mtr.layout import Ints, Layout, path_to
+from mtr.layout import Layout, path_to
 from mtr.packing import build_layouts
 from mtr.rendering import Turn
 from mtr.steps import Builder, weigh
@@ -135,32 +135,49 @@ def check(inspection: Inspection, weighting: str) -> list[str]:
     The paths are read from `parent`, the views from the rendering, and what a token sees from `subtree_end`.
     """
     problems = []
-    wanted: Counter[tuple[tuple[int, ...], int]] = Counter()
+    numbers: dict[tuple[int, int], int] = {}
+
+    def longer(path: int, token: int) -> int:
+        """The number of a path that goes on with a token; equal paths have equal numbers, the empty one has 0."""
+        return numbers.setdefault((path, token), len(numbers) + 1)
+
+    wanted: Counter[tuple[int, int]] = Counter()
     for view in weigh(inspection.turns, weighting):
-        ids = view.ids.tolist()
-        for i in range(len(view.prompt_ids), len(ids)):
-            if view.weights[i - len(view.prompt_ids)] > 0:
-                wanted[tuple(ids[:i]), ids[i]] += view.weights[i - len(view.prompt_ids)]
-    found: Counter[tuple[tuple[int, ...], int]] = Counter()
+        path, start = 0, len(view.prompt_ids)
+        for i, token in enumerate(view.ids.tolist()):
+            if i >= start and view.weights[i - start] > 0:
+                wanted[path, token] += view.weights[i - start]
+            path = longer(path, token)
+    found: Counter[tuple[int, int]] = Counter()
     for layout in inspection.layouts:
-        paths = [path_to(layout, i) for i in range(layout.num_tokens)]
         for leaf, view in layout.leaves:
-            if not np.array_equal(layout.input_ids[paths[leaf]], view.ids):
+            if not np.array_equal(layout.input_ids[path_to(layout, leaf)], view.ids):
                 problems.append(f"turn {view.turn}: its path through the tree is another sequence")
-        if any(layout.position_ids[i] != len(path) - 1 for i, path in enumerate(paths)):
+        paths, depths = [], []
+        for i, (token, parent) in enumerate(zip(layout.input_ids.tolist(), layout.parent.tolist(), strict=True)):
+            assert parent < i, "a parent comes before its children"
+            paths.append(longer(paths[parent] if parent >= 0 else 0, token))
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        if layout.position_ids.tolist() != depths:
             problems.append("a position is not the depth of its token")
-        if not _sees_its_ancestors(layout, paths):
+        if not _sees_its_ancestors(layout, depths):
             problems.append("a token sees other tokens than its ancestors")
         for p, target, weight in zip(layout.predictor, layout.target_id, layout.weight, strict=True):
-            found[tuple(layout.input_ids[paths[p]].tolist()), int(target)] += weight
+            found[paths[p], int(target)] += weight
     if wanted.keys() != found.keys() or any(abs(wanted[key] - found[key]) > 1e-9 for key in wanted):
         problems.append("the targets of the tree are not those of the turns")
     return problems
 
 
-def _sees_its_ancestors(layout: Layout, paths: list[Ints]) -> bool:
-    index = np.arange(layout.num_tokens)
-    for q, path in enumerate(paths):
-        if not np.array_equal(np.flatnonzero((index <= q) & (q < layout.subtree_end)), path):
-            return False
-    return True
+def _sees_its_ancestors(layout: Layout, depths: list[int]) -> bool:
+    """Each token is seen by all its descendants, and no token sees more tokens than it has ancestors and itself."""
+    total = layout.num_tokens
+    last = np.arange(total)
+    for i in range(total - 1, 0, -1):
+        if layout.parent[i] >= 0:
+            last[layout.parent[i]] = max(last[layout.parent[i]], last[i])
+    changes = np.zeros(total + 1, np.int64)
+    np.add.at(changes, np.arange(total), 1)
+    np.add.at(changes, np.clip(layout.subtree_end, 0, total), -1)
+    seen = np.cumsum(changes)[:total]
+    return bool((last < layout.subtree_end).all() and (seen == np.array(depths) + 1).all())
