@@ -1,5 +1,7 @@
 """Claims: whatever the chat template does to thinking, a turn's prompt is what inference is fed and its completion is
 what the model must then say, stop token included; a turn of which that cannot be had is refused with the reason.
+
+The templates and what must be said with them are in templates.py; `expected` holds the renderer to them.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ import functools
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date as Date
 from typing import Any
 
@@ -17,88 +19,33 @@ import transformers
 from conftest import QUICKSTART, SHARED, conversation_row, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from templates import BEHAVIOURS, CALLS, CONTENT, LAST, call, template, tokenizer
 
-from mtr.conversation import Conversation, parse_row
+from mtr.conversation import THINKING_KEYS, Conversation, parse_row
 from mtr.encoding import Encoder
 from mtr.errors import UserError
-from mtr.rendering import Renderer, Turn
+from mtr.rendering import INLINE_HISTORY, Renderer, Turn
 
-PROMPT = "{{- '<|im_start|>assistant\\n' -}}"
-OPEN_PROMPT = "{{- '<|im_start|>assistant\\n<think>\\n' -}}"
-SWITCHED_PROMPT = PROMPT + "{%- if enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}"
-END = "{{- '<|im_end|>\\n' -}}"
-CALLS = (
-    "{%- for call in message.tool_calls or [] -%}{{- '<call>' + (call.function | tojson) + '</call>' -}}{%- endfor -%}"
-)
-CONTENT = "{{- message.content or '' -}}"
-
-
-def thinking(key: str = "reasoning_content", when: str = "true") -> str:
-    """Thinking in its tags, on some condition."""
-    return (
-        f"{{%- if message.{key} and ({when}) -%}}"
-        f"{{{{- '<think>\\n' + message.{key} + '\\n</think>\\n\\n' -}}}}{{%- endif -%}}"
-    )
-
-
-def template(assistant: str, prompt: str = PROMPT, end: str = END, head: str = "") -> str:
-    return (
-        "{%- set at = namespace(user=-1, answer=-1) -%}"
-        "{%- for m in messages -%}"
-        "{%- if m.role == 'user' -%}{%- set at.user = loop.index0 -%}{%- endif -%}"
-        "{%- if m.role == 'assistant' and not m.tool_calls -%}{%- set at.answer = loop.index0 -%}{%- endif -%}"
-        "{%- endfor -%}"
-        + head
-        + "{%- for message in messages -%}"
-        + "{{- '<|im_start|>' + message.role + '\\n' -}}"
-        + f"{{%- if message.role == 'assistant' -%}}{assistant}{{%- else -%}}{CONTENT}{{%- endif -%}}"
-        + end
-        + "{%- endfor -%}"
-        + f"{{%- if add_generation_prompt -%}}{prompt}{{%- endif -%}}"
-    )
-
-
-INLINE = (
-    "{%- if loop.last -%}{{- message.content or '' -}}"
-    "{%- else -%}{{- (message.content or '').split('</think>')[-1].lstrip('\\n') -}}{%- endif -%}"
-)
-NO_END = "{%- if message.role != 'assistant' or not loop.last -%}" + END + "{%- endif -%}"
-FIRST_CALL = (
-    "{%- if message.tool_calls -%}{{- '<call>' + (message.tool_calls[0].function | tojson) + '</call>' -}}{%- endif -%}"
-)
-
-TEMPLATES = {
-    "strips history": template(thinking(when="loop.last") + CONTENT + CALLS),
-    "keeps all": template(thinking() + CONTENT + CALLS),
-    "keeps in the tool loop": template(thinking(when="loop.index0 > at.user") + CONTENT + CALLS),
-    "keeps until answered": template(
-        thinking(when="at.answer < loop.index0 or at.answer == loop.index0 and loop.last") + CONTENT + CALLS
-    ),
-    "never renders its own": template(CONTENT + CALLS),
-    "never renders its own, opens in the prompt": template(CONTENT + CALLS, OPEN_PROMPT),
-    "strips history, opens in the prompt": template(thinking(when="loop.last") + CONTENT + CALLS, OPEN_PROMPT),
-    "switch": template(thinking(when="loop.last") + CONTENT + CALLS, SWITCHED_PROMPT),
-    "reads inline": template(INLINE + CALLS),
-    "reads thinking": template(thinking("thinking", "loop.last") + CONTENT + CALLS),
-    "reads reasoning": template(thinking("reasoning", "loop.last") + CONTENT + CALLS),
-    "no end after the last": template(thinking(when="loop.last") + CONTENT + CALLS, end=NO_END),
-}
-OPENED = {name for name in TEMPLATES if "opens in the prompt" in name}
+DATE = "2025-01-02"
 
 
 @functools.cache
-def tokenizer(chat_template: str) -> Any:
+def made_of(chat_template: str) -> Any:
     loaded = transformers.AutoTokenizer.from_pretrained(str(QUICKSTART / "base"))
     loaded.chat_template = chat_template
     return loaded
 
 
 def renderer(chat_template: str, **keys: Any) -> Renderer:
-    return Renderer(tokenizer(chat_template), **keys)
+    """With the quickstart's tokenizer."""
+    return Renderer(made_of(chat_template), **keys)
 
 
-def call(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+def behaving(name: str, **keys: Any) -> Renderer:
+    """With the template of a behaviour and its tokenizer."""
+    behaviour, loaded = BEHAVIOURS[name], tokenizer(name)
+    stops = [loaded.convert_tokens_to_ids(stop) for stop in behaviour.stops]
+    return Renderer(loaded, thinking=behaviour.tags, date=DATE, stop_ids=stops, **keys)
 
 
 def tool_row(*calls: dict[str, Any]) -> dict[str, Any]:
@@ -137,83 +84,147 @@ def fed(loaded: Any, conversation: Conversation, index: int, **arguments: Any) -
     return ids
 
 
-def check_turns(made: Renderer, conversation: Conversation, turns: list[Turn], stops: set[int] | None = None) -> None:
+# --- every template, against what it is told to do --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    """An assistant message, before anything spells it."""
+
+    thinking: str
+    response: str
+    calls: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+    @property
+    def calls_as_text(self) -> str:
+        calls = [{"name": name, "arguments": arguments} for name, arguments in self.calls]
+        return "".join(f"<call>{json.dumps(call, ensure_ascii=False)}</call>" for call in calls)
+
+
+Chat = list[tuple[str, str] | Said]
+
+
+def spelled(chat: Chat, spelling: str) -> list[dict[str, Any]]:
+    """As a data set would write it, with thinking in one of the fields or inline."""
+    messages: list[dict[str, Any]] = []
+    for said in chat:
+        if not isinstance(said, Said):
+            messages.append({"role": said[0], "content": said[1]})
+            continue
+        message: dict[str, Any] = {"role": "assistant", "content": said.response}
+        if said.calls:
+            message["tool_calls"] = [call(name, **arguments) for name, arguments in said.calls]
+            if not said.response:
+                del message["content"]
+        if said.thinking and spelling == "inline":
+            message["content"] = f"<think>\n{said.thinking}\n</think>\n\n{said.response}"
+        elif said.thinking:
+            message[spelling] = said.thinking
+        messages.append(message)
+    return messages
+
+
+def expected(name: str, chat: Chat, spelling: str, tools: list[Any] | None) -> list[tuple[str, str]]:
+    """Prompt and completion of each turn: the first rendered here, one by one, the second as the template is told."""
+    behaviour, loaded = BEHAVIOURS[name], tokenizer(name)
+    messages = spelled(chat, spelling)
+    for message in messages:
+        if "tool_calls" in message and behaviour.found.get("call_content") == "empty":
+            message.setdefault("content", "")
+        for function in (c["function"] for c in message.get("tool_calls", ())):
+            if behaviour.found.get("arguments") == "string":
+                function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    dated = loaded.chat_template.replace("strftime_now(form)", f"'{Date.fromisoformat(DATE):%d %b %Y}'")
+
+    def render(number: int, generation: bool) -> str:
+        text: str = loaded.apply_chat_template(
+            messages[:number], tools=tools, chat_template=dated, add_generation_prompt=generation, tokenize=False
+        )
+        return text
+
+    turns = []
+    for index, said in enumerate(chat):
+        if isinstance(said, Said):
+            prompt = render(index, generation=True)
+            completion = behaviour.says(said.thinking, said.response, said.calls_as_text)
+            if behaviour.straight and spelling in behaviour.found.get("fields", THINKING_KEYS[:1]):
+                assert render(index + 1, generation=False).startswith(prompt + completion), "templates.py is wrong"
+            turns.append((prompt, completion))
+    return turns
+
+
+WORDS = st.text("abcd éß漢🙂.,:!?'\"{}[]()&\\/<>-_=\n01", min_size=1, max_size=24).map(str.strip).filter(bool)
+RESPONSES = WORDS.filter(lambda text: not text.startswith("<think"))
+ARGUMENTS = st.dictionaries(
+    st.sampled_from(["who", "wo", "größe"]),
+    st.one_of(WORDS, st.integers(-9, 99), st.booleans(), st.none(), st.lists(WORDS, max_size=2)),
+    max_size=2,
+)
+
+
+@st.composite
+def chats(draw: st.DrawFn, name: str) -> Chat:
+    """Any conversation that the template is meant for."""
+    behaviour = BEHAVIOURS[name]
+    thoughts = st.one_of(st.just(""), WORDS) if behaviour.thinks else st.just("")
+    most_calls = 1 if behaviour.found.get("parallel_calls") == "lost" else 2
+    beside = st.just("") if behaviour.found.get("text_beside_calls") == "lost" else st.one_of(st.just(""), RESPONSES)
+    one_call = st.tuples(st.sampled_from(["count", "look_up"]), ARGUMENTS)
+    chat: Chat = [("system", draw(WORDS))] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        chat.append(("user", draw(WORDS)))
+        for _ in range(draw(st.integers(0, 2)) if behaviour.tools else 0):
+            calls = tuple(draw(st.lists(one_call, min_size=1, max_size=most_calls)))
+            chat.append(Said(draw(thoughts), draw(beside), calls))
+            chat += [("tool", draw(WORDS)) for _ in calls]
+        chat.append(Said(draw(thoughts), draw(RESPONSES)))
+    if draw(st.booleans()):
+        chat.append(("user", draw(WORDS)))
+    return chat
+
+
+@pytest.mark.parametrize("name", BEHAVIOURS)
+def test_turns_are_what_inference_sees(name: str) -> None:
+    made = behaving(name)
+
+    @given(chats(name), st.sampled_from([*THINKING_KEYS, "inline"]), st.booleans())
+    @settings(max_examples=40, deadline=None)
+    def check(chat: Chat, spelling: str, with_tools: bool) -> None:
+        tools = [{"type": "function", "function": {"name": "count", "parameters": {}}}] if with_tools else None
+        turns = made.render(parsed({"messages": spelled(chat, spelling), "tools": tools}))
+        assert [turn.message_index for turn in turns] == [i for i, said in enumerate(chat) if isinstance(said, Said)]
+        for turn, (prompt, completion) in zip(turns, expected(name, chat, spelling, tools), strict=True):
+            assert turn.trained, turn.reason
+            plain = made.tokenizer([prompt, completion], add_special_tokens=False)["input_ids"]
+            assert made.tokenizer.decode(turn.prompt_ids) == prompt
+            assert made.tokenizer.decode(turn.completion_ids) == completion
+            assert [list(turn.prompt_ids), list(turn.completion_ids)] == plain
+
+    check()
+
+
+def check_turns(made: Renderer, conversation: Conversation, turns: list[Turn]) -> None:
     """Prompts as inference is fed them; completions with thinking, response and calls in this order, then a stop."""
     for turn in turns:
         assert turn.trained, turn.reason
         message = conversation.messages[turn.message_index]
-        expected = fed(made.tokenizer, conversation, turn.message_index, **made.template.arguments)
-        assert list(turn.prompt_ids) == expected, f"turn {turn.turn} is not fed what inference is"
+        assert list(turn.prompt_ids) == fed(made.tokenizer, conversation, turn.message_index, **made.template.arguments)
         text = made.tokenizer.decode(list(turn.completion_ids))
         at = 0
         for part in (message.thinking or "", message.content, *[c["function"]["name"] for c in message.tool_calls]):
             assert part in text[at:], f"{part!r} is not where it belongs in {text!r}"
             at = text.index(part, at) + len(part)
-        assert turn.completion_ids[-1] in (stops or {made.tokenizer.eos_token_id}), text
-        specials = [i for i in turn.completion_ids if i in made.tokenizer.all_special_ids]
-        assert len(specials) == 1, f"more than one stop in {text!r}"
-
-
-@pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_turns_are_what_inference_sees(name: str, row: str) -> None:
-    made, conversation = renderer(TEMPLATES[name]), parsed(ROWS[row])
-    turns = made.render(conversation)
-    assert [turn.message_index for turn in turns] == conversation.turns
-    check_turns(made, conversation, turns)
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_completion_to_the_letter(name: str) -> None:
-    made = renderer(TEMPLATES[name])
-    texts = [made.tokenizer.decode(list(turn.completion_ids)) for turn in made.render(parsed(conversation_row(2)))]
-    opened = "" if name in OPENED else "<think>\n"
-    assert texts == [
-        f"{opened}Before: 0. 0 + 2 = 2.\n</think>\n\nAna has 2 coins now.<|im_end|>",
-        f"{opened}Before: 1. 1 + 2 = 3.\n</think>\n\nAna has 5 coins now.<|im_end|>",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "kept"),
-    [
-        ("strips history", [False, False, False]),
-        ("keeps all", [False, True, True]),
-        ("keeps in the tool loop", [False, True, False]),
-        ("keeps until answered", [False, True, False]),
-        ("never renders its own", [False, False, False]),
-    ],
-)
-def test_history_is_what_the_template_leaves(name: str, kept: list[bool]) -> None:
-    """Guards the templates above: they differ in what later turns see of the first thinking."""
-    made = renderer(TEMPLATES[name])
-    prompts = [made.tokenizer.decode(list(turn.prompt_ids)) for turn in made.render(parsed(ROWS["tools"]))]
-    assert ["I must ask." in prompt for prompt in prompts] == kept
-
-
-@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking", "inline"])
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_spelling_of_the_data_does_not_matter(name: str, key: str) -> None:
-    """Completions are the same, whichever field holds the thinking."""
-    made, row = renderer(TEMPLATES[name]), conversation_row(1)
-    expected = made.render(parsed(row))
-    answer = dict(row["messages"][1])
-    own = answer.pop("reasoning_content")
-    if key == "inline":
-        answer["content"] = f"<think>\n{own}\n</think>\n\n{answer['content']}"
-    else:
-        answer[key] = own
-    respelled = made.render(parsed({"messages": [row["messages"][0], answer]}))
-    assert [turn.completion_ids for turn in respelled] == [turn.completion_ids for turn in expected]
-    assert [turn.reason for turn in respelled] == [None]
+        assert turn.completion_ids[-1] == made.tokenizer.eos_token_id, text
+        assert len([i for i in turn.completion_ids if i in made.tokenizer.all_special_ids]) == 1, text
 
 
 def test_broken_turns_are_seen() -> None:
-    """The check above is no formality."""
-    made, conversation = renderer(TEMPLATES["strips history"]), parsed(ROWS["thinking"])
+    """The checks are no formality: a lost thinking, a lost or doubled stop token and another context are found."""
+    conversation = parsed(ROWS["thinking"])
+    made = behaving("history thinking is stripped")
     turns = made.render(conversation)
     check_turns(made, conversation, turns)
-    kept = renderer(TEMPLATES["keeps all"]).render(conversation)
+    kept = behaving("history thinking is kept").render(conversation)
     last = turns[-1]
     broken = [
         replace(last, prompt_ids=kept[-1].prompt_ids),
@@ -227,6 +238,136 @@ def test_broken_turns_are_seen() -> None:
             check_turns(made, conversation, [turn])
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("history thinking is stripped", [False, False, False]),
+        ("history thinking is kept", [False, True, True]),
+        ("kept since the last user message", [False, True, False]),
+        ("kept until the loop is answered", [False, True, False]),
+        ("channels, with another end in history", [False, True, False]),
+        ("its own thinking is never rendered", [False, False, False]),
+    ],
+)
+def test_history_is_what_the_template_leaves(name: str, kept: list[bool]) -> None:
+    """Guards the templates: they differ in what later turns see of the first thinking."""
+    made = behaving(name)
+    prompts = [made.tokenizer.decode(list(turn.prompt_ids)) for turn in made.render(parsed(ROWS["tools"]))]
+    assert ["I must ask." in prompt for prompt in prompts] == kept
+
+
+@pytest.mark.parametrize("name", [name for name, behaviour in BEHAVIOURS.items() if behaviour.thinks])
+def test_no_thinking_is_ever_lost(name: str) -> None:
+    """Whatever the spelling: a turn that is trained holds its own thinking, and these are."""
+    made = behaving(name)
+    for spelling in (*THINKING_KEYS, "inline"):
+        chat: Chat = [("user", "Why?"), Said("Deep thought.", "So."), ("user", "And?"), Said("Deeper.", "And so on.")]
+        for turn, thought in zip(
+            made.render(parsed({"messages": spelled(chat, spelling)})), ("Deep thought.", "Deeper."), strict=True
+        ):
+            assert turn.trained, turn.reason
+            assert thought in made.tokenizer.decode(turn.completion_ids)
+
+
+def test_a_completion_that_lost_its_thinking_does_not_get_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were it put together wrongly, or rendered in a spelling that is not read, the turn would be refused."""
+    conversation = parsed(ROWS["thinking"])
+    broken: list[tuple[str, Callable[..., Any]]] = [
+        ("built", lambda rest, *_: rest),
+        ("built", lambda rest, thinking, *_: f"{thinking[1:]}\n</think>\n\n{rest}"),
+        ("built", lambda rest, thinking, *_: f"{thinking}\n\n{rest}"),
+        ("rendered", lambda *_: iter(["Ana has 2 coins now."])),
+    ]
+    for function, wrong in broken:
+        with monkeypatch.context() as patched:
+            patched.setattr(f"mtr.rendering.{function}", wrong)
+            for turn in behaving("never rendered, the prompt opens it").render(conversation):
+                thought = (conversation.messages[turn.message_index].thinking or "").strip()
+                text = made_of("x").decode(turn.completion_ids)
+                assert (not turn.trained and turn.reason) or text.startswith(f"{thought}\n</think>\n\n")
+
+
+@pytest.mark.parametrize("name", BEHAVIOURS)
+def test_split_is_the_inverse(name: str) -> None:
+    made = behaving(name)
+    chat: Chat = [("user", "Why?"), Said("Deep thought.", "So."), ("user", "And?"), Said("", "And so on.")]
+    for said, turn in zip(
+        chat[1::2], made.render(parsed({"messages": spelled(chat, "reasoning_content")})), strict=True
+    ):
+        assert isinstance(said, Said)
+        if turn.trained:
+            assert made.split(list(turn.completion_ids[:-1])) == (said.thinking, said.response)
+            assert made.split(list(turn.completion_ids)) == (said.thinking, said.response)
+
+
+def test_history_is_respelled_if_asked() -> None:
+    """Inline thinking that the template lets through in history, but would drop from its own field."""
+    name = "history thinking is stripped"
+    chat: Chat = [("user", "Why?"), Said("Deep thought.", "So."), ("user", "And?"), Said("Deeper.", "And so on.")]
+    row = {"messages": spelled(chat, "inline")}
+    as_data, respelled = (behaving(name, history=history) for history in ("as_data", "respell"))
+    as_field = as_data.render(parsed({"messages": spelled(chat, "reasoning_content")}))
+    first, second = as_data.render(parsed(row))
+    assert "Deep thought." in as_data.tokenizer.decode(second.prompt_ids)
+    assert (first.notes, second.notes) == ((), (INLINE_HISTORY,))
+    assert respelled.render(parsed(row)) == as_field
+    assert "Deep thought." not in as_data.tokenizer.decode(as_field[1].prompt_ids)
+    assert respelled.prompt(row["messages"][:3]) == list(as_field[1].prompt_ids)
+
+
+def test_bos_stands_there_once() -> None:
+    name = "BOS is written"
+    made = behaving(name)
+    for turn in made.render(parsed(ROWS["thinking"])):
+        assert turn.prompt_ids.count(made.tokenizer.bos_token_id) == 1
+        assert turn.prompt_ids[0] == made.tokenizer.bos_token_id
+    twice = made_of(BEHAVIOURS[name].text.replace("bos_token", "'<|im_start|><|im_start|>'"))
+    twice.bos_token = "<|im_start|>"
+    assert Renderer(twice).findings.bos == "twice"
+
+
+# --- which turns are trained ------------------------------------------------------------------------------------------
+
+
+def test_train_on_last() -> None:
+    every, last = behaving("history thinking is stripped"), behaving("history thinking is stripped", train_on="last")
+    conversation = parsed({"messages": [*ROWS["tools"]["messages"], {"role": "user", "content": "And then?"}]})
+    turns = last.render(conversation)
+    assert turns[-1] == every.render(conversation)[-1]
+    assert [turn.trained for turn in turns] == [False, False, True]
+    assert {turn.reason for turn in turns[:-1]} == {"train_on is last, and this is not the last turn"}
+
+
+def test_greeting_is_not_trained() -> None:
+    greeting = {"role": "assistant", "content": "Hello."}
+    row = {"messages": [greeting, *conversation_row(1)["messages"]]}
+    first, second = behaving("history thinking is stripped").render(parsed(row))
+    assert first.reason is not None
+    assert "inference never generates it" in first.reason
+    assert first.completion_ids == ()
+    assert second.trained
+
+
+def test_greeting_after_a_system_message_is_trained() -> None:
+    row = {"messages": [{"role": "system", "content": "Greet."}, {"role": "assistant", "content": "Hello."}]}
+    (turn,) = behaving("history thinking is stripped").render(parsed(row))
+    assert turn.trained
+
+
+@pytest.mark.parametrize("key", ["train", "weight", "loss", "loss_weight"])
+def test_weight_zero_is_context(key: str) -> None:
+    row = conversation_row(2)
+    row["messages"][1][key] = False if key == "train" else 0
+    row["messages"][3][key] = 1 if key == "train" else 0.25
+    made = behaving("history thinking is stripped")
+    context, trained = made.render(parsed(row))
+    assert context.reason is not None
+    assert "weight 0" in context.reason
+    assert trained.trained
+    assert (context.weight, trained.weight) == (0, 1 if key == "train" else 0.25)
+    assert trained.prompt_ids == made.render(parsed(conversation_row(2)))[1].prompt_ids
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -235,74 +376,105 @@ def reasons(chat_template: str, row: dict[str, Any], **keys: Any) -> list[str | 
 
 
 def test_closed_thinking_is_refused_by_its_switch() -> None:
+    text = BEHAVIOURS["a switch closes it"].text
     switch = {"enable_thinking": False}
-    refused = reasons(TEMPLATES["switch"], ROWS["thinking"], template=switch)
-    assert all(reason and "enable_thinking: true" in reason for reason in refused)
-    made, conversation = renderer(TEMPLATES["switch"], template=switch), parsed(ROWS["no thinking"])
+    refused = reasons(text, ROWS["thinking"], template=switch)
+    assert all(reason and "template: {enable_thinking: true}" in reason for reason in refused)
+    made, conversation = renderer(text, template=switch), parsed(ROWS["no thinking"])
     turns = made.render(conversation)
     check_turns(made, conversation, turns)
     assert made.tokenizer.decode(list(turns[0].prompt_ids)).endswith("</think>\n\n")
     assert "think>" not in made.tokenizer.decode(list(turns[0].completion_ids))
-    assert reasons(TEMPLATES["switch"], ROWS["thinking"], template={"enable_thinking": True}) == [None] * 3
+    assert reasons(text, ROWS["thinking"], template={"enable_thinking": True}) == [None] * 3
 
 
-def test_open_prompt_closes_the_thinking_of_a_turn_without() -> None:
-    """Inference has opened the thinking, so the model must close it before it answers."""
-    made = renderer(TEMPLATES["strips history, opens in the prompt"])
-    turn = made.render(parsed(ROWS["no thinking"]))[0]
-    text = made.tokenizer.decode(list(turn.completion_ids))
-    assert text.startswith("\n</think>") or not turn.trained
+def test_the_switch_that_opens_is_found_by_trial() -> None:
+    """Whatever it is called and takes; and if nothing opens it, that is said."""
+    text = BEHAVIOURS["closed, and a switch opens it"].text
+    assert all(
+        reason and 'open it with template: {deliberate: "yes"}' in reason for reason in reasons(text, ROWS["thinking"])
+    )
+    assert reasons(text, ROWS["thinking"], template={"deliberate": "yes"}) == [None] * 3
+    text = BEHAVIOURS["closed for good"].text
+    assert all(
+        reason and "no argument of the template opens it" in reason for reason in reasons(text, ROWS["thinking"])
+    )
 
 
 def test_dropped_parallel_call_is_refused() -> None:
-    first_only = template(thinking(when="loop.last") + CONTENT + FIRST_CALL)
+    first_call = CALLS.replace("message.tool_calls or []", "(message.tool_calls or [])[:1]")
+    first_only = template(LAST + CONTENT + first_call)
     two = tool_row(call("count", who="Ana"), call("look", who="Ben"))
     same = tool_row(call("count", who="Ana"), call("count", who="Ben"))
     for row in (two, same):
-        reason, *others = reasons(first_only, row)
-        assert reason is not None
-        assert "parallel tool call" in reason
-        assert others == [None, None]
-        assert reasons(TEMPLATES["strips history"], row) == [None] * 3
+        made = renderer(first_only)
+        turns = made.render(parsed(row))
+        assert [turn.reason for turn in turns] == ["the template drops a parallel tool call", None, None]
+        assert turns[1].notes == ("the template leaves out earlier parallel tool calls",)
+        assert reasons(BEHAVIOURS["history thinking is stripped"].text, row) == [None] * 3
     assert reasons(first_only, ROWS["tools"]) == [None] * 3
 
 
+def test_dropped_argument_is_refused() -> None:
+    names_only = template(CONTENT + "{%- for c in message.tool_calls or [] -%}{{- c.function.name -}}{%- endfor -%}")
+    assert "argument" in (reasons(names_only, ROWS["tools"])[0] or "")
+
+
 def test_answer_cut_at_a_literal_tag_is_refused() -> None:
-    cuts = template(thinking(when="loop.last") + "{{- (message.content or '').split('</think>')[-1] -}}")
     row = conversation_row(1)
     row["messages"][1]["content"] = "The tag </think> ends it."
-    (reason,) = reasons(cuts, row)
+    (reason,) = reasons(BEHAVIOURS["an answer is cut at its closing tag"].text, row)
     assert reason is not None
     assert "response" in reason
-    assert reasons(TEMPLATES["strips history"], row) == [None]
+    assert "</think>" in reason
+    assert reasons(BEHAVIOURS["history thinking is stripped"].text, row) == [None]
+
+
+def test_thinking_that_holds_its_own_closing_tag_is_refused() -> None:
+    """Inference would end it there, and read the rest of it as the response."""
+    row = conversation_row(1)
+    row["messages"][1]["reasoning_content"] = "First </think> and then more."
+    for name in ("history thinking is stripped", "never rendered, the prompt opens it"):
+        assert "inference would end it there" in (reasons(BEHAVIOURS[name].text, row)[0] or "")
+
+
+def test_thinking_in_two_places_is_refused_unless_it_is_the_same() -> None:
+    row = conversation_row(1)
+    answer = row["messages"][1]
+    said, thought = answer["content"], answer["reasoning_content"]
+    text = BEHAVIOURS["history thinking is stripped"].text
+    answer["content"] = f"<think>\nAnother.\n</think>\n\n{said}"
+    assert "two thinkings" in (reasons(text, row)[0] or "")
+    answer["content"] = f"<think>\n{thought}\n</think>\n\n{said}"
+    same, plain = (renderer(text).render(parsed(r)) for r in (row, conversation_row(1)))
+    assert same[0].completion_ids == plain[0].completion_ids
+
+
+def test_stop_token_in_the_answer_is_refused() -> None:
+    """Inference would stop there."""
+    row = conversation_row(1)
+    row["messages"][1]["content"] = "It ends with <|im_end|>, always."
+    assert "inference stops at <|im_end|>" in (reasons(BEHAVIOURS["history thinking is stripped"].text, row)[0] or "")
+
+
+def test_thinking_without_any_tags_is_refused() -> None:
+    loaded = transformers.AutoTokenizer.from_pretrained(str(QUICKSTART / "base"))
+    loaded.chat_template = BEHAVIOURS["the tags are named in the recipe"].text.replace("[/why]", "@")
+    made = Renderer(loaded)
+    made = replace_findings(made, tags=None, answers_read=(), calls_read=())
+    (turn,) = made.render(parsed(conversation_row(1)))
+    assert "no think tags were found" in (turn.reason or "")
+
+
+def replace_findings(made: Renderer, **changed: Any) -> Renderer:
+    made.findings = replace(made.findings, **changed)
+    return made
 
 
 def test_template_that_refuses_is_quoted() -> None:
     strict = template("{{- raise_exception('tools are not for Ana') if message.tool_calls else message.content -}}")
     found = reasons(strict, ROWS["tools"])
     assert all(reason and "tools are not for Ana" in reason for reason in found[:2])
-
-
-def test_greeting_is_not_trained() -> None:
-    greeting = {"role": "assistant", "content": "Hello."}
-    row = {"messages": [greeting, *conversation_row(1)["messages"]]}
-    first, second = renderer(TEMPLATES["strips history"]).render(parsed(row))
-    assert first.reason is not None
-    assert "inference never generates it" in first.reason
-    assert first.completion_ids == ()
-    assert second.trained
-
-
-def test_weight_zero_is_context() -> None:
-    row = conversation_row(2)
-    row["messages"][1]["weight"] = 0
-    row["messages"][3]["weight"] = 0.25
-    context, trained = renderer(TEMPLATES["strips history"]).render(parsed(row))
-    assert context.reason is not None
-    assert "weight 0" in context.reason
-    assert trained.trained
-    assert (context.weight, trained.weight) == (0, 0.25)
-    assert trained.prompt_ids == renderer(TEMPLATES["strips history"]).render(parsed(conversation_row(2)))[1].prompt_ids
 
 
 def test_no_chat_template_is_an_error() -> None:
@@ -315,6 +487,38 @@ def test_broken_chat_template_is_an_error() -> None:
         renderer("{%- for message in messages -%}")
 
 
+# --- what is left out is said -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("assistant", "other", "notes"),
+    [
+        (CONTENT + CALLS, "{%- if message.role != 'system' -%}" + CONTENT + "{%- endif -%}", "system messages"),
+        (CONTENT + CALLS, "{%- if message.role != 'tool' -%}" + CONTENT + "{%- endif -%}", "tool messages"),
+        (CONTENT, CONTENT, "earlier tool calls"),
+    ],
+)
+def test_left_out_of_the_history_is_noted(assistant: str, other: str, notes: str) -> None:
+    made = renderer(template(assistant, other=other))
+    assert made.render(parsed(ROWS["tools"]))[-1].notes == (f"the template leaves out {notes}",)
+    assert renderer(template(CONTENT + CALLS)).render(parsed(ROWS["tools"]))[-1].notes == ()
+
+
+def test_text_beside_a_call_is_noted() -> None:
+    row = tool_row(call("count", who="Ana"))
+    row["messages"][2]["content"] = "I shall ask."
+    drops = template(LAST + "{%- if not message.tool_calls -%}" + CONTENT + "{%- endif -%}" + CALLS)
+    assert renderer(drops).render(parsed(row))[0].notes == ("the template drops the text beside its tool calls",)
+    assert behaving("history thinking is stripped").render(parsed(row))[0].notes == ()
+
+
+def test_schemas_left_out_are_noted() -> None:
+    schema = {"type": "function", "function": {"name": "count", "parameters": {}}}
+    name = "no generation prompt, and the system message only before the last user message"
+    row = {"messages": ROWS["tools"]["messages"][1:], "tools": [schema]}
+    assert all("tool schemas" in turn.notes[0] for turn in behaving(name).render(parsed(row)))
+
+
 # --- details ----------------------------------------------------------------------------------------------------------
 
 
@@ -323,51 +527,53 @@ def test_string_arguments_equal_objects() -> None:
     strings = json.loads(json.dumps(objects))
     strings[0]["function"]["arguments"] = json.dumps(strings[0]["function"]["arguments"])
     assert isinstance(strings[0]["function"]["arguments"], str)
-    made = renderer(TEMPLATES["keeps all"])
-    assert made.render(parsed(tool_row(*strings))) == made.render(parsed(tool_row(*objects)))
+    for name in ("history thinking is kept", "tool arguments must be text"):
+        made = behaving(name)
+        turns = made.render(parsed(tool_row(*strings)))
+        assert turns == made.render(parsed(tool_row(*objects)))
+        assert all(turn.trained for turn in turns)
+
+
+def test_white_space_around_a_response_is_no_reason_to_refuse() -> None:
+    row = conversation_row(1)
+    row["messages"][1]["content"] = "\n  Ana has 2 coins now. \n"
+    for name in BEHAVIOURS:
+        if BEHAVIOURS[name].thinks:
+            (turn,) = behaving(name).render(parsed(row))
+            assert turn.trained, (name, turn.reason)
 
 
 def test_stop_token_is_the_generation_configs() -> None:
     """Where the template writes none: the one that history holds there, else what inference stops at first."""
-    made = renderer(TEMPLATES["no end after the last"], stop_ids=[0, 2])
-    assert [turn.completion_ids[-1] for turn in made.render(parsed(ROWS["thinking"]))] == [2, 2, 2]
-    made = renderer(TEMPLATES["no end after the last"], stop_ids=[0])
-    assert [turn.completion_ids[-1] for turn in made.render(parsed(ROWS["thinking"]))] == [0, 0, 0]
-    made = renderer(TEMPLATES["strips history"], stop_ids=[0, 2])
+    text = BEHAVIOURS["no end of turn after the last answer"].text
+    for stop_ids, stop in (([0, 2], 2), ([0], 0)):
+        made = renderer(text, stop_ids=stop_ids)
+        assert [turn.completion_ids[-1] for turn in made.render(parsed(ROWS["thinking"]))] == [stop] * 3
+    made = renderer(BEHAVIOURS["history thinking is stripped"].text, stop_ids=[0, 2])
     assert [turn.completion_ids[-1] for turn in made.render(parsed(ROWS["thinking"]))] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("quote", ["'", '"'])
-def test_date_is_held_fixed(quote: str) -> None:
-    dated = template(CONTENT, head=f"{{{{- strftime_now({quote}%d %b %Y{quote}) + '\\n' -}}}}")
-    for date, text in (("2024-02-03", "03 Feb 2024"), (None, Date.today().strftime("%d %b %Y"))):
+@pytest.mark.parametrize("call_of", ["strftime_now('{}')", 'strftime_now("{}")', "strftime_now(  form )"])
+def test_date_is_held_fixed(call_of: str) -> None:
+    """However the template asks for it."""
+    text = "{%- set form = '%d %b %Y' -%}{{- " + call_of.format("%d %b %Y") + " + '\\n' -}}"
+    dated = template(CONTENT, head=text)
+    for date, printed in (("2024-02-03", "03 Feb 2024"), (None, Date.today().strftime("%d %b %Y"))):
         made = renderer(dated, date=date)
         (turn,) = made.render(parsed(conversation_row(1, thinking=False)))
-        assert made.tokenizer.decode(list(turn.prompt_ids)).startswith(text + "\n")
+        assert made.tokenizer.decode(list(turn.prompt_ids)).startswith(printed + "\n")
         assert made.prompt([{"role": "user", "content": "Ana gets 2 more."}]) == list(turn.prompt_ids)
 
 
-def test_tags_of_the_recipe_are_used() -> None:
-    made = renderer(TEMPLATES["never renders its own"], thinking=("[[", "]]"))
-    (turn,) = made.render(parsed(conversation_row(1)))
-    text = made.tokenizer.decode(list(turn.completion_ids))
-    assert text == "[[\nBefore: 0. 0 + 2 = 2.\n]]\n\nAna has 2 coins now.<|im_end|>"
+def test_a_date_that_cannot_be_fixed_is_refused() -> None:
+    with pytest.raises(UserError, match="does not write out"):
+        renderer(template(CONTENT, head="{{- strftime_now('%d' ~ ' %b') -}}"))
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_split_is_the_inverse(name: str) -> None:
-    made = renderer(TEMPLATES[name])
-    for row in ("thinking", "no thinking"):
-        conversation = parsed(ROWS[row])
-        for turn in made.render(conversation):
-            message = conversation.messages[turn.message_index]
-            assert made.split(list(turn.completion_ids[:-1])) == (message.thinking or "", message.content)
-
-
-def test_split_leaves_special_tokens_out() -> None:
-    made = renderer(TEMPLATES["strips history"])
-    (turn,) = made.render(parsed(conversation_row(1)))
-    assert made.split(list(turn.completion_ids)) == ("Before: 0. 0 + 2 = 2.", "Ana has 2 coins now.")
+def test_white_space_before_the_template_survives_the_fixed_date() -> None:
+    made = renderer("  \n" + template(CONTENT, head="{{- strftime_now('%Y') -}}"))
+    plain = renderer("  \n" + template(CONTENT, head=f"{{{{- '{Date.today().year}' -}}}}"))
+    assert made.render(parsed(ROWS["no thinking"])) == plain.render(parsed(ROWS["no thinking"]))
 
 
 # --- the encoder ------------------------------------------------------------------------------------------------------
@@ -441,7 +647,6 @@ def test_encoder_of_nothing() -> None:
 
 # --- real templates and conversations ---------------------------------------------------------------------------------
 
-DATE = "2025-01-02"
 DATA = sorted(SHARED.glob("data/*.jsonl"))
 
 
@@ -452,6 +657,7 @@ def shared_rows(name: str, count: int) -> list[Conversation]:
         ]
 
 
+@functools.cache
 def shared_renderer(name: str) -> Renderer:
     return Renderer(load(str(SHARED / "tokenizers" / name)), date=DATE)
 

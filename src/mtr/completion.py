@@ -64,23 +64,21 @@ def split_prompt(prompt: str, tags: Tags | None) -> tuple[str, str, State]:
     return prompt, "", "nothing"
 
 
-def reads_back(text: str, thinking: str, own: str, tags: Tags | None) -> bool:
-    """Whether inference, which cuts at the tags, finds this thinking and after it the turn's own words.
+def after_thinking(text: str, thinking: str, tags: Tags | None) -> str | None:
+    """What inference, which cuts at the tags, reads after this thinking; None if it reads another one.
 
     Args:
         text: lead and completion.
-        own: the response, or the name of the first tool.
     """
-    at = text.find(thinking)
-    after = text.find(own, at + len(thinking))
-    if at < 0 or after < 0:
-        return False
     if tags is None:
-        return True
+        _, found, after = text.partition(thinking)
+        return after if found else None
     opened, closed = tags
-    if not thinking:
-        return text[:after].count(opened) <= 1 and (opened not in text[:after] or closed in text[:after])
-    return text[:at].strip() == opened and closed in text[at + len(thinking) : after]
+    begun = text.lstrip()
+    if not begun.startswith(opened):
+        return None if thinking else text
+    inside, close, after = begun[len(opened) :].partition(closed)
+    return after if close and inside.strip() == thinking else None
 
 
 def rendered(rest: str, lead: str, state: State, tags: Tags | None) -> Iterator[str]:

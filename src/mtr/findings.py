@@ -10,6 +10,7 @@ from, and for people to read in `mtr audit`.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from mtr.completion import (
     THINKING_FIELDS,
     State,
     Tags,
-    reads_back,
+    after_thinking,
     rendered,
     spell,
     split_prompt,
@@ -145,8 +146,8 @@ class Findings:
 
 
 def spelled(value: Any) -> str:
-    """As YAML writes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """As a recipe writes it; a plain yes would be true in YAML."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 _CACHE: dict[Any, Findings] = {}
@@ -409,7 +410,8 @@ class _Finder:
             rest = full.removeprefix(head)
             ways = rendered(rest, lead, state, self.tags) if state != "closes thinking" else [rest]
             opening = lead if state == "opens thinking" else ""
-            if full.startswith(head) and any(reads_back(opening + way, _THINK, own, self.tags) for way in ways):
+            after = [after_thinking(opening + way, _THINK, self.tags) or "" for way in ways]
+            if full.startswith(head) and any(own in text for text in after):
                 read.append(spelling)
         return tuple(read)
 

@@ -153,7 +153,8 @@ def check(inspection: Inspection, weighting: str) -> list[str]:
         for leaf, view in layout.leaves:
             if not np.array_equal(layout.input_ids[path_to(layout, leaf)], view.ids):
                 problems.append(f"turn {view.turn}: its path through the tree is another sequence")
-        paths, depths = [], []
+        paths: list[int] = []
+        depths: list[int] = []
         for i, (token, parent) in enumerate(zip(layout.input_ids.tolist(), layout.parent.tolist(), strict=True)):
             assert parent < i, "a parent comes before its children"
             paths.append(longer(paths[parent] if parent >= 0 else 0, token))

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import date as Date
 from typing import Any, Literal
 
-from mtr.completion import INLINE, Tags, built, reads_back, rendered, spell, split_inline, split_prompt
+from mtr.completion import INLINE, Tags, after_thinking, built, rendered, spell, split_inline, split_prompt
 from mtr.conversation import THINKING_KEYS, Conversation, Message
 from mtr.encoding import Encoder
 from mtr.findings import find
@@ -72,11 +72,6 @@ class Own:
     response: str
     spelling: str | None
     """Where the data has the thinking."""
-
-    @property
-    def words(self) -> str:
-        """What comes after the thinking."""
-        return self.response if not self.message.tool_calls else _function(self.message.tool_calls[0])["name"]
 
 
 @dataclass(frozen=True)
@@ -175,7 +170,7 @@ class Renderer:
         response = response.strip()
         for opening in (self.findings.response_opening, self.findings.answer_opening):
             response = response.removeprefix(opening.strip())
-        for token in self.template.special_texts:
+        for token in (*self.template.special_texts, *self._ends):
             thinking, response = thinking.replace(token, ""), response.replace(token, "")
         return thinking.strip(), response.strip()
 
@@ -203,7 +198,8 @@ class Renderer:
             history = [self._as_history(earlier) for earlier in conversation.messages[:index]]
             prompt = self.template.render(history, conversation.tools, generation=True)
             own = self.own(message)
-            completion, stop = self._ended(self._completion(history, own, conversation.tools, prompt), own)
+            opening, completion = self._completion(history, own, conversation.tools, prompt)
+            completion, stop = self._ended(opening, completion, own)
         except RefusedError as error:
             return str(error)
         return _Draft(prompt, completion, stop, tuple(self._notes(conversation, index, own, completion)))
@@ -230,8 +226,8 @@ class Renderer:
             given["tool_calls"] = [_with_text_arguments(call) for call in given["tool_calls"]]
         return given
 
-    def _completion(self, history: list[dict[str, Any]], own: Own, tools: Any, prompt: str) -> str:
-        """What follows the prompt, text after the end of the turn included."""
+    def _completion(self, history: list[dict[str, Any]], own: Own, tools: Any, prompt: str) -> tuple[str, str]:
+        """What the prompt has opened, and what follows it, text after the end of the turn included."""
         head, lead, state = split_prompt(prompt, self.tags)
         if own.thinking and state == "closes thinking":
             raise RefusedError(self._closed())
@@ -244,18 +240,19 @@ class Renderer:
             raise RefusedError("it has two thinkings, one in a field and one in its content; leave one out")
         read = self.findings.read(bool(own.message.tool_calls))
         message = dict(own.message.data)
-        if own.thinking and read and own.spelling not in read:
+        if own.thinking and read and (own.spelling not in read or (own.spelling == INLINE and read[0] != INLINE)):
             message = spell(message, own.thinking, own.response, read[0], self.tags)
         opening = lead if state == "opens thinking" else ""
         ways: Iterator[str] = iter(())
         if read or not own.thinking:
             ways = rendered(self._rest(history, self._given(message), tools, head), lead, state, self.tags)
         for way in ways:
-            if reads_back(opening + way, own.thinking, own.words, self.tags) and not _missing(way, own):
-                return way
+            if not self._missing(opening + way, own):
+                return opening, way
         bare = self._rest(history, self._given(spell(message, "", own.response, None, None)), tools, head)
-        if problem := _missing(bare, own, thinking=""):
-            raise RefusedError(problem)
+        if problem := _unsaid(bare, own):
+            cut = self.tags is not None and self.tags[1] in own.response
+            raise RefusedError(f"{problem}: it holds {self.tags[1]}" if cut and self.tags else problem)
         if own.thinking and self.tags is None:
             raise RefusedError(
                 "the template never renders its thinking and no think tags were found; "
@@ -263,9 +260,14 @@ class Renderer:
             )
         if self.tags is not None and (own.thinking or opening):
             way = built(bare, own.thinking, state, self.tags, self.findings.spacing)
-            if reads_back(opening + way, own.thinking, own.words, self.tags):
-                return way
+            if not self._missing(opening + way, own):
+                return opening, way
         raise RefusedError("its thinking and response cannot be told apart in what the template renders")
+
+    def _missing(self, text: str, own: Own) -> str:
+        """What inference, reading this text, would not find of the turn; or nothing."""
+        after = after_thinking(text, own.thinking, self.tags)
+        return "the template does not render its thinking" if after is None else _unsaid(after, own)
 
     def _closed(self) -> str:
         openers = self.findings.openers
@@ -293,14 +295,14 @@ class Renderer:
             )
         return full[end:]
 
-    def _ended(self, completion: str, own: Own) -> tuple[str, int]:
+    def _ended(self, opening: str, completion: str, own: Own) -> tuple[str, int]:
         """The completion up to the first stop token by which all is said, and that token; it is added if there is none.
 
         Raises:
             RefusedError: inference stops before all is said.
         """
         for match in self._stop_pattern.finditer(completion):
-            if not _missing(completion[: match.end()], own):
+            if not self._missing(opening + completion[: match.end()], own):
                 return completion[: match.end()], self._ends[match.group()]
             if self._ends[match.group()] in self._inference_stops:
                 raise RefusedError(f"inference stops at {match.group()} before all of it is said")
@@ -359,26 +361,17 @@ def _marked(message: dict[str, Any]) -> dict[str, Any]:
     return marked
 
 
-def _missing(completion: str, own: Own, thinking: str | None = None) -> str:
-    """What the completion lost of its own message, or nothing.
-
-    Args:
-        thinking: in the place of the message's own.
-    """
-    thinking = own.thinking if thinking is None else thinking
-    at = completion.find(thinking)
-    if at < 0:
-        return "the template does not render its thinking"
-    after = completion[at + len(thinking) :]
+def _unsaid(text: str, own: Own) -> str:
+    """What the text lacks of the response and the calls, or nothing."""
     calls = own.message.tool_calls
     for call in calls:
         name = _function(call)["name"]
         wanted = sum(_function(other)["name"] == name for other in calls)
-        if after.count(name) < wanted:
+        if text.count(name) < wanted:
             return "the template drops a parallel tool call" if len(calls) > 1 else "the template drops its tool call"
-        if lost := next((text for text in _texts(_function(call).get("arguments")) if not _holds(after, text)), None):
-            return f"the template drops an argument of its tool call ({lost[:40]!r})"
-    if not calls and own.response not in after:
+        if not all(_holds(text, argument) for argument in _texts(_function(call).get("arguments"))):
+            return "the template drops an argument of its tool call"
+    if not calls and own.response not in text:
         return "the template does not render its response whole"
     return ""
 
