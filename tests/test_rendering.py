@@ -704,14 +704,19 @@ def test_shared_conversations(name: str, data: str) -> None:
     assert trained >= 10
 
 
+@functools.cache
+def undated(name: str) -> Any:
+    plain = transformers.AutoTokenizer.from_pretrained(str(SHARED / "tokenizers" / name))
+    plain.chat_template = plain.chat_template.replace("strftime_now('%Y-%m-%d')", f"'{DATE}'")
+    return plain
+
+
 @needs_shared
 @pytest.mark.parametrize("data", [path.name for path in DATA])
 @pytest.mark.parametrize("name", SHARED_TOKENIZERS)
 def test_shared_prompts_are_what_inference_is_fed(name: str, data: str) -> None:
     made = shared_renderer(name)
-    folder = str(SHARED / "tokenizers" / name)
-    plain = transformers.AutoTokenizer.from_pretrained(folder)
-    plain.chat_template = plain.chat_template.replace("strftime_now('%Y-%m-%d')", f"'{DATE}'")
+    plain = undated(name)
     for conversation in shared_rows(data, 2):
         for turn in made.render(conversation):
             if turn.trained:
