@@ -43,7 +43,7 @@ def test_a_tokenizer_that_loses_nothing(mtr: Mtr, tmp_path: Path) -> None:
         "an answer ends in <|im_end|>, written by the template",
         "tools schemas, calls, results, parallel calls, text beside a call rendered",
         "turns with thinking 2 of 2",
-        "nothing would be lost",
+        "nothing of conversations of usual kinds would be lost",
     ):
         assert said in words, said
 
@@ -122,8 +122,8 @@ def test_a_recipes_rows(mtr: Mtr, write_recipe: Write, write_rows: Write, tmp_pa
     words = in_words(out)
     assert code == 1
     assert "3 rows of 3: 4 of 6 turns are trained" in words
-    assert f"refused 1 turns: {reason} (first: " in words
-    assert "left out 1 turns: the message says so (weight 0)" in words
+    assert f"refused 1 turn: {reason} (first: " in words
+    assert "left out 1 turn: the message says so (weight 0)" in words
 
 
 def test_with_data_only_the_data_counts(mtr: Mtr, write_recipe: Write, write_rows: Write, tmp_path: Path) -> None:

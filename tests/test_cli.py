@@ -44,11 +44,12 @@ sys.exit(f"imported {sorted(heavy)}" if heavy else code)
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--help"], 0, "train verify bench inspect"),
+        (["--help"], 0, "train verify bench inspect audit"),
         (["train", "--help"], 0, "--resume --overwrite"),
         (["verify", "-h"], 0, "--conversations --dtype --attention --json"),
         (["bench", "--help"], 0, "--conversations --repeats --json --plot"),
         (["inspect", "--help"], 0, "--index --all --json --verify"),
+        (["audit", "--help"], 0, "RECIPE|TOKENIZER --rows --json"),
         (["--version"], 0, f"mtr {__version__}"),
         (["train", "none.yaml"], 2, "error: none.yaml: no such recipe file"),
     ],

@@ -4,7 +4,7 @@
     own rendering = head + rest  rest: what the template makes of the turn itself
     completion                   what must follow the prompt, so that inference reads it as this turn
 
-Pure text; what the tags are and which spelling a template reads is found by `mtr.findings`.
+Pure text; what the tags are and which spelling a template reads is found by `mtr.trials`.
 """
 
 from __future__ import annotations

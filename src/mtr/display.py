@@ -212,8 +212,11 @@ def show_audit(report: Report, out: Console) -> None:
         out.print("")
         _show_data(report.data, out)
     out.print("")
+    what = "conversations of usual kinds" if report.data is None else "this data"
     lost = len(report.losses)
-    out.print(f"[red]training would lose something in {lost} ways[/]" if lost else "[green]nothing would be lost[/]")
+    out.print(
+        f"[red]training would lose something of {what}[/]" if lost else f"[green]nothing of {what} would be lost[/]"
+    )
 
 
 def _show_data(data: DataReport, out: Console) -> None:
@@ -224,9 +227,13 @@ def _show_data(data: DataReport, out: Console) -> None:
         for what, counts in (("refused", data.refused), ("left out", data.chosen), ("note", data.notes))
         for text, number in counts.items()
     ]
-    pairs = [(what, f"{n:,} turns: {text} (first: {data.examples[text]})") for what, n, text in lines]
-    pairs += [("unreadable", f"{number:,} rows: {text}") for text, number in data.unreadable.items()]
+    pairs = [(what, f"{_count(n, 'turn')}: {text} (first: {data.examples[text]})") for what, n, text in lines]
+    pairs += [("unreadable", f"{_count(number, 'row')}: {text}") for text, number in data.unreadable.items()]
     _show_pairs(pairs, out)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _show_pairs(pairs: Iterable[tuple[str, str]], out: Console) -> None:

@@ -3,7 +3,7 @@
     prompt      render(messages before it, add_generation_prompt=True): what inference feeds
     completion  what the model must then generate, end-of-turn token included
 
-Nothing is known about any model: `mtr.findings` has tried the template out. The completion is what follows the prompt
+Nothing is known about any model: `mtr.trials` has tried the template out. The completion is what follows the prompt
 in the turn's own rendering, its thinking in the spelling that the template reads; where the template leaves the
 thinking out, it is put together from the tags. Whatever the way, the completion is read back as inference reads it,
 and must hold the turn's own thinking, response and calls before the first stop token, or the turn is refused with the
@@ -24,8 +24,8 @@ from typing import Any, Literal
 from mtr.completion import INLINE, Tags, after_thinking, built, rendered, spell, split_inline, split_prompt
 from mtr.conversation import THINKING_KEYS, Conversation, Message
 from mtr.encoding import Encoder
-from mtr.findings import find
 from mtr.template import RefusedError, Template
+from mtr.trials import find
 
 _SENTINEL = "\ue000own text\ue001"
 NOT_GENERATED = "no message comes before it, so inference never generates it"
@@ -368,7 +368,8 @@ def _unsaid(text: str, own: Own) -> str:
         name = _function(call)["name"]
         wanted = sum(_function(other)["name"] == name for other in calls)
         if text.count(name) < wanted:
-            return "the template drops a parallel tool call" if len(calls) > 1 else "the template drops its tool call"
+            some = any(_function(other)["name"] in text for other in calls)
+            return "the template drops a parallel tool call" if some else "the template drops its tool call"
         if not all(_holds(text, argument) for argument in _texts(_function(call).get("arguments"))):
             return "the template drops an argument of its tool call"
     if not calls and own.response not in text:

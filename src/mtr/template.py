@@ -1,6 +1,6 @@
 """One tokenizer's chat template, with its arguments and the date of the run: messages -> text.
 
-What a template can be asked, and no more: all that is known about one is found by rendering (`mtr.findings`).
+What a template can be asked, and no more: all that is known about one is found by rendering (`mtr.trials`).
 """
 
 from __future__ import annotations

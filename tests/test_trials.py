@@ -15,10 +15,11 @@ import transformers
 from conftest import QUICKSTART
 from templates import BEHAVIOURS, CONTENT, PROMPT, template, thinking, tokenizer
 
-from mtr import findings
+from mtr import trials
 from mtr.errors import UserError
-from mtr.findings import Findings, find
+from mtr.findings import Findings
 from mtr.template import Template
+from mtr.trials import find
 
 DAY = Date(2025, 1, 2)
 
@@ -46,14 +47,14 @@ def test_findings(name: str) -> None:
 
 def test_a_template_is_audited_once_for_its_arguments_and_date(monkeypatch: pytest.MonkeyPatch) -> None:
     audited = []
-    finder = findings._Finder
+    finder = trials._Finder
 
     def counting(*keys: Any) -> Any:
         audited.append(keys)
         return finder(*keys)
 
-    monkeypatch.setattr(findings, "_CACHE", {})
-    monkeypatch.setattr(findings, "_Finder", counting)
+    monkeypatch.setattr(trials, "_CACHE", {})
+    monkeypatch.setattr(trials, "_Finder", counting)
     loaded = tokenizer("a switch closes it")
     makings: list[tuple[Template, list[int], Any]] = [
         (Template(loaded, {}, DAY), [], None),
