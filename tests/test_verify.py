@@ -95,6 +95,33 @@ def test_real_tokenizers_and_data_are_exact(write_recipe: Recipes, models: Model
 
 
 @needs_shared
+@pytest.mark.parametrize(
+    ("kind", "tokenizer"),
+    [
+        pytest.param("qwen3", "qwen3", marks=pytest.mark.slow),
+        ("gpt_oss", "gpt-oss"),
+        pytest.param("llama", "r1-distill-qwen", marks=pytest.mark.slow),
+    ],
+)
+def test_a_tool_loop_is_exact(
+    write_recipe: Recipes, write_rows: Recipes, models: Models, kind: str, tokenizer: str
+) -> None:
+    """Thinking within the loop and after it, on the three real templates."""
+    call = {"type": "function", "function": {"name": "count", "arguments": {"who": "Ana"}}}
+    loop = [
+        {"role": "user", "content": "How many coins has Ana?"},
+        {"role": "assistant", "reasoning_content": "I must ask.", "tool_calls": [call]},
+        {"role": "tool", "name": "count", "content": "7"},
+        {"role": "assistant", "reasoning_content": "It says 7.", "content": "Ana has 7 coins."},
+    ]
+    folder = models(kind, SHARED / "tokenizers" / tokenizer)
+    data = write_rows([{"messages": [{"role": "system", "content": "Count."}, *loop, *loop]}])
+    result = verify(load_recipe(write_recipe(model={"name_or_path": str(folder)}, data={"train": str(data)})), 1)
+    assert result["passed"], result
+    assert result["turns"] == 4
+
+
+@needs_shared
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["reason_tool_use", "tau2_retail", "mathchat_followup"])
 @pytest.mark.parametrize("tokenizer", ["qwen3", "gpt-oss", "r1-distill-qwen"])

@@ -381,7 +381,9 @@ class _Finder:
             return self._stop_at(known, "template")
         if calls:
             special = [match.group() for match in found if match.group() in self.special]
-            if special and (not self.explicit_stops or (answer and special[-1] == answer.text)):
+            # A generation config that does not know the answer's end says nothing about that of a call either.
+            unknown = not self.explicit_stops or answer is None or not answer.stops_inference
+            if special and (unknown or (answer is not None and special[-1] == answer.text)):
                 return self._stop_at(special[-1], "template")
         elif found:
             run = found[0]
