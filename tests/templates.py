@@ -122,7 +122,7 @@ BLOCK = (
 )
 NEVER = {"answers_read": (), "calls_read": ()}
 CHANNELS = (
-    "{%- set thought = message.thinking or '' -%}"
+    "{%- set thought = message.thinking or (message.content or '' if message.tool_calls else '') -%}"
     "{%- if message.tool_calls -%}"
     "{%- if thought and at.answer < loop.index0 -%}"
     "{{- '<|start|>assistant<|channel|>analysis<|message|>' + thought + '<|end|>' -}}{%- endif -%}"
@@ -138,6 +138,8 @@ CHANNELS = (
 
 
 def channels(thought: str, response: str, calls: str) -> str:
+    if calls:
+        thought = thought or response
     block = f"<|channel|>analysis<|message|>{thought}<|end|><|start|>assistant" if thought else ""
     if calls:
         name, arguments = (
@@ -283,7 +285,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
             "history": "until answered",
             "history_end": "<|end|>",
             "parallel_calls": "lost",
-            "text_beside_calls": "lost",
+            "text_beside_calls_with_thinking": "lost",
         },
         straight=False,
         tokens=("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>"),

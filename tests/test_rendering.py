@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date as Date
@@ -288,6 +289,26 @@ def test_a_completion_that_lost_its_thinking_does_not_get_through(monkeypatch: p
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
+@pytest.mark.parametrize("empty", ["", " \n"])
+def test_empty_thinking_is_none(name: str, empty: str) -> None:
+    made = behaving(name)
+    row = conversation_row(2, thinking=False)
+    for message in row["messages"][1::2]:
+        message["reasoning_content"] = empty
+    for turn, message in zip(made.render(parsed(row)), row["messages"][1::2], strict=True):
+        assert turn.trained, turn.reason
+        said = made.tokenizer.decode(turn.completion_ids)
+        assert "".join(said.split()) == "".join(BEHAVIOURS[name].says("", message["content"], "").split())
+
+
+def test_a_renderer_reaches_a_worker() -> None:
+    """However workers are started."""
+    made = behaving("the date is printed")
+    conversation = parsed(ROWS["tools"])
+    assert pickle.loads(pickle.dumps(made)).render(conversation) == made.render(conversation)
+
+
+@pytest.mark.parametrize("name", BEHAVIOURS)
 def test_split_is_the_inverse(name: str) -> None:
     made = behaving(name)
     chat: Chat = [("user", "Why?"), Said("Deep thought.", "So."), ("user", "And?"), Said("", "And so on.")]
@@ -510,6 +531,14 @@ def test_text_beside_a_call_is_noted() -> None:
     drops = template(LAST + "{%- if not message.tool_calls -%}" + CONTENT + "{%- endif -%}" + CALLS)
     assert renderer(drops).render(parsed(row))[0].notes == ("the template drops the text beside its tool calls",)
     assert behaving("history thinking is stripped").render(parsed(row))[0].notes == ()
+
+
+def test_text_beside_a_call_as_thinking_is_noted() -> None:
+    row = tool_row(call("count", who="Ana"))
+    row["messages"][2] |= {"content": "I shall ask.", "reasoning_content": None}
+    first, *_ = behaving("channels, with another end in history").render(parsed(row))
+    assert first.trained
+    assert first.notes == ("the template writes the text beside its tool calls as thinking",)
 
 
 def test_schemas_left_out_are_noted() -> None:

@@ -136,7 +136,8 @@ class Renderer:
 
     def render(self, conversation: Conversation) -> list[Turn]:
         """One Turn per assistant message, in order; those that are not trained say why."""
-        drafts = [self._draft(conversation, index) for index in conversation.turns]
+        given = [self._as_history(message) for message in conversation.messages]
+        drafts = [self._draft(conversation, index, given[:index]) for index in conversation.turns]
         texts = [text for draft in drafts if isinstance(draft, _Draft) for text in (draft.prompt, draft.completion)]
         encoded = iter(self._encode(texts))
         turns = []
@@ -185,7 +186,7 @@ class Renderer:
 
     # --- rendering ------------------------------------------------------------------------------------------------
 
-    def _draft(self, conversation: Conversation, index: int) -> _Draft | str:
+    def _draft(self, conversation: Conversation, index: int, history: list[dict[str, Any]]) -> _Draft | str:
         """One turn as text, or the reason why there is none."""
         message = conversation.messages[index]
         if index == 0:
@@ -195,7 +196,6 @@ class Renderer:
         if message.weight == 0:
             return WEIGHT_ZERO
         try:
-            history = [self._as_history(earlier) for earlier in conversation.messages[:index]]
             prompt = self.template.render(history, conversation.tools, generation=True)
             own = self.own(message)
             opening, completion = self._completion(history, own, conversation.tools, prompt)
@@ -239,7 +239,10 @@ class Renderer:
         if own.spelling != INLINE and own.thinking and split_inline(own.response, self.tags):
             raise RefusedError("it has two thinkings, one in a field and one in its content; leave one out")
         read = self.findings.read(bool(own.message.tool_calls))
-        message = dict(own.message.data)
+        # White space is no thinking, whatever a template makes of it.
+        message = {
+            key: "" if key in THINKING_KEYS and not text.strip() else text for key, text in own.message.data.items()
+        }
         if own.thinking and read and (own.spelling not in read or (own.spelling == INLINE and read[0] != INLINE)):
             message = spell(message, own.thinking, own.response, read[0], self.tags)
         opening = lead if state == "opens thinking" else ""
@@ -267,6 +270,8 @@ class Renderer:
     def _missing(self, text: str, own: Own) -> str:
         """What inference, reading this text, would not find of the turn; or nothing."""
         after = after_thinking(text, own.thinking, self.tags)
+        if after is None and own.message.tool_calls and not own.thinking:
+            after = after_thinking(text, own.response, self.tags)  # a template that has text beside calls as thinking
         return "the template does not render its thinking" if after is None else _unsaid(after, own)
 
     def _closed(self) -> str:
@@ -314,8 +319,11 @@ class Renderer:
     def _notes(self, conversation: Conversation, index: int, own: Own, completion: str) -> Iterator[str]:
         """What the template leaves out though the turn is right."""
         found, earlier = self.findings, conversation.messages[:index]
-        if own.message.tool_calls and own.response and own.response not in completion:
-            yield "the template drops the text beside its tool calls"
+        if own.message.tool_calls and own.response:
+            if own.response not in completion:
+                yield "the template drops the text beside its tool calls"
+            elif not own.thinking and after_thinking(completion, own.response, self.tags) is not None and self.tags:
+                yield "the template writes the text beside its tool calls as thinking"
         if conversation.tools and found.tools == "lost":
             yield "the template leaves out the tool schemas"
         lost = (("system", found.system), ("developer", found.developer), ("tool", found.results))

@@ -89,7 +89,7 @@ class Template:
     @cached_property
     def switches(self) -> dict[str, list[Any]]:
         """Names that the template looks up and nobody sets, each with the values worth trying on it."""
-        tree = self._parsed
+        tree = self._parse()
         if tree is None:
             return {}
         try:
@@ -114,12 +114,12 @@ class Template:
 
     @cached_property
     def _dates(self) -> dict[str, str]:
-        constants = self._parsed.find_all(nodes.Const) if self._parsed is not None else ()
+        tree = self._parse()
+        constants = tree.find_all(nodes.Const) if tree is not None else ()
         formats = {node.value for node in constants if isinstance(node.value, str) and "%" in node.value}
         return {text: self.day.strftime(text) for text in formats}
 
-    @cached_property
-    def _parsed(self) -> nodes.Template | None:
+    def _parse(self) -> nodes.Template | None:
         environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
         try:
             return environment.parse(_GENERATION_TAG.sub("", self.text))
