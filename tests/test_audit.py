@@ -43,7 +43,7 @@ def test_a_tokenizer_that_loses_nothing(mtr: Mtr, tmp_path: Path) -> None:
         "an answer ends in <|im_end|>, written by the template",
         "tools schemas, calls, results, parallel calls, text beside a call rendered",
         "turns with thinking 2 of 2",
-        "nothing of conversations of usual kinds would be lost",
+        "training would lose nothing of the usual kinds of conversation",
     ):
         assert said in words, said
 

@@ -212,11 +212,9 @@ def show_audit(report: Report, out: Console) -> None:
         out.print("")
         _show_data(report.data, out)
     out.print("")
-    what = "conversations of usual kinds" if report.data is None else "this data"
-    lost = len(report.losses)
-    out.print(
-        f"[red]training would lose something of {what}[/]" if lost else f"[green]nothing of {what} would be lost[/]"
-    )
+    what = "the usual kinds of conversation" if report.data is None else "this data"
+    verdict = f"training would lose {'something' if report.losses else 'nothing'} of {what}"
+    out.print(f"[{'red' if report.losses else 'green'}]{verdict}[/]")
 
 
 def _show_data(data: DataReport, out: Console) -> None:
