@@ -158,6 +158,13 @@ def test_train_on_last_is_a_choice(mtr: Mtr, write_recipe: Write, write_rows: Wr
     ] * 2 + [None]
 
 
+def test_inspect_says_in_full_why_a_turn_is_not_trained(mtr: Mtr, write_recipe: Write, write_rows: Write) -> None:
+    row = conversation_row(4)
+    row["messages"][3]["weight"] = 0.5
+    out = mtr("inspect", write_recipe(train_on="last", data={"train": str(write_rows([row]))}))[1]
+    assert "turns 0-2 not trained: train_on is last, and this is not the last turn\n" in out
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [

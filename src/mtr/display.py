@@ -259,10 +259,17 @@ def show_inspection(inspection: Inspection, tokenizer: Any, out: Console) -> Non
     for column in ("turn", "message", "prompt", "completion", "supervised text"):
         table.add_column(column, justify="left" if "text" in column else "right", no_wrap=True)
     for turn in inspection.turns:
-        text = _cut(tokenizer.decode(turn.completion_ids), width) if turn.trained else f"not trained: {turn.reason}"
+        text = _cut(tokenizer.decode(turn.completion_ids), width) if turn.trained else "not trained"
         sizes = (len(turn.prompt_ids), len(turn.completion_ids))
         table.add_row(str(turn.turn), str(turn.message_index), *map(str, sizes), escape(text))
     out.print(table)
+    said: dict[str, list[int]] = {}
+    for turn in inspection.turns:
+        lines = [f"note: {note}" for note in turn.notes] if turn.trained else [f"not trained: {turn.reason}"]
+        for line in lines:
+            said.setdefault(line, []).append(turn.turn)
+    for line, numbers in said.items():
+        out.print(escape(f"turn{'s' if len(numbers) > 1 else ''} {_ranges(numbers).replace(' ', ', ')} {line}"))
     for number, layout in enumerate(inspection.layouts):
         of = f" {number + 1} of {len(inspection.layouts)}" if len(inspection.layouts) > 1 else ""
         _show_tree(layout, tokenizer, out, of)
