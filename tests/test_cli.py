@@ -502,7 +502,7 @@ def test_a_run_of_one_step_works_with_every_schedule(
         ["verify", "{recipe}", "--conversations", "few"],
         ["inspect", "{recipe}", "--index", "-1"],
         ["bench", "{recipe}", "--repeats", "0"],
-        ["verify", "{recipe}", "--dtype", "float16"],
+        ["verify", "{recipe}", "--dtype", "int8"],
         ["verify", "{recipe}", "--attention", "flash"],
         ["inspect", "{recipe}", "--index", "100000"],
         ["inspect", "{recipe}", "--index", "100000", "--json"],
