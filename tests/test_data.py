@@ -19,9 +19,11 @@ import pyarrow.parquet
 import pytest
 from conftest import conversation_row
 
-from mtr.data import JsonLines, Mixture, Stream, open_data
+from mtr.data import Mixture, Stream, open_data
 from mtr.errors import UserError
 from mtr.recipe import DataSection, Source
+from mtr.shapes import Reader
+from mtr.sources import JsonLines
 
 
 def numbered(number: int) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def test_json_lines(tmp_path: Path, content: str, lines: list[int], name: str) -
 
 
 def test_lines_are_found_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtr.data._CHUNK", 7)
+    monkeypatch.setattr("mtr.sources._CHUNK", 7)
     path = tmp_path / "rows.jsonl"
     path.write_text(f"\n{LINES[0]}\n\n{LINES[1]}\n{LINES[2]}")
     rows = JsonLines(path)
@@ -421,22 +423,22 @@ def stream(*sizes: int, weights: tuple[float, ...] = (1.0, 1.0), buffer: int = 1
         made = datasets.IterableDataset.from_generator(generate, gen_kwargs={"start": start, "count": size})
         sources.append((made, f"org/{'ab'[number]}", weights[number]))
         start += size
-    return Stream(tuple(sources), "messages", "tools", buffer)
+    return Stream(tuple(sources), (Reader(),) * len(sources), buffer=buffer)
 
 
 def taken(data: Stream, epoch: int = 0, seed: int = 1, shuffle: bool = True) -> list[str]:
-    return [c.messages[-1].content.removeprefix("answer ") for c in data.conversations(epoch, seed, shuffle)]
+    return [c.messages[-1].content.removeprefix("answer ") for c in data.rows(epoch, seed, shuffle)]
 
 
 def test_a_stream_gives_every_row_in_order_and_says_where_it_is() -> None:
-    conversations = list(stream(20).conversations(0, 1, shuffle=False))
+    conversations = list(stream(20).rows(0, 1, shuffle=False))
     assert [c.messages[-1].content for c in conversations] == [f"answer {i}" for i in range(20)]
     assert [c.where for c in conversations] == [f"org/a, row {i + 1}" for i in range(20)]
     assert set(conversations[0].row) == {"id", "messages"}
 
 
 def test_a_shuffled_stream_keeps_the_place_of_each_row_and_repeats_its_order() -> None:
-    conversations = list(stream(20).conversations(0, 1, shuffle=True))
+    conversations = list(stream(20).rows(0, 1, shuffle=True))
     order = [int(c.row["id"]) for c in conversations]
     assert [c.where for c in conversations] == [f"org/a, row {i + 1}" for i in order]
     assert order != list(range(20))
@@ -450,7 +452,7 @@ def test_streams_mix_in_an_order_that_repeats() -> None:
     order = taken(stream(20, 10))
     assert order == taken(stream(20, 10))
     assert set(order) == {str(i) for i in range(30)}
-    conversations = list(stream(20, 10).conversations(0, 1, shuffle=False))
+    conversations = list(stream(20, 10).rows(0, 1, shuffle=False))
     assert {c.where.split(",")[0] for c in conversations} == {"org/a", "org/b"}
 
 
@@ -465,9 +467,9 @@ def test_the_weights_of_streams_are_their_shares() -> None:
 
 def test_a_bad_row_of_a_stream_is_named() -> None:
     made = datasets.IterableDataset.from_generator(lambda: iter([ROWS[0], {"messages": []}]))
-    data = Stream(((made, "org/a", 1.0),), "messages", "tools", 10)
+    data = Stream(((made, "org/a", 1.0),), (Reader(),))
     with pytest.raises(UserError, match="org/a, row 2: 'messages' must be a non-empty list"):
-        list(data.conversations(0, 1, shuffle=False))
+        list(data.rows(0, 1, shuffle=False))
 
 
 def test_a_hub_source_is_streamed_and_does_not_mix_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

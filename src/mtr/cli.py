@@ -136,12 +136,17 @@ def inspect(
         from mtr.inspect import check, describe, inspect_conversation
         from mtr.metrics import write_json
         from mtr.model import load_renderer, load_tokenizer
+        from mtr.rejects import Rejected
         from mtr.steps import Builder
 
         tokenizer = load_tokenizer(loaded)
         builder = Builder(loaded, load_renderer(loaded, tokenizer))
         out = console(sys.stdout)
         for number, conversation in _conversations(loaded, None if every else index):
+            if isinstance(conversation, Rejected):
+                skipped = conversation.problem or conversation.reason
+                print(write_json(None, {"index": number, "where": conversation.where, "skipped": skipped}))
+                continue
             inspection = inspect_conversation(builder, conversation, number)
             if as_json or every:
                 print(write_json(None, describe(inspection)))
@@ -157,17 +162,21 @@ def inspect(
 
 
 def _conversations(recipe: Recipe, index: int | None) -> Iterator[tuple[int, Any]]:
-    """One row of data.train, or all of them."""
-    from mtr.data import Mixture, open_data
+    """One row of data.train, or all of them; among all, those that training passes over say so."""
+    from mtr.data import Mixture, describe_data, open_data
 
     data = open_data(recipe.data, recipe.data.train)
+    for note in describe_data(data):
+        print(f"note: {note}", file=sys.stderr)
     if isinstance(data, Mixture):
-        for number in range(len(data)) if index is None else [index]:
-            yield number, data.conversation(number)
+        if index is not None:
+            yield index, data.conversation(index)
+        else:
+            yield from ((number, data.take(number)) for number in range(len(data)))
         return
-    for number, conversation in enumerate(data.conversations(0, 0, shuffle=False)):
+    for number, row in enumerate(data.rows(0, 0, shuffle=False)):
         if index is None or number == index:
-            yield number, conversation
+            yield number, row
         if number == index:
             return
 

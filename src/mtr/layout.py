@@ -109,13 +109,36 @@ class Tree:
             self.num_tokens += len(ids) - matched
         self._views.append((view, ids))
 
+    def add_all(self, other: Tree) -> None:
+        """Every view of another tree."""
+        for view, _ in other._views:
+            self.add(view)
+
+    def shared_tokens(self, other: Tree) -> int:
+        """How many tokens of the other tree this one holds: what a merged tree would save."""
+        shared = 0
+        pairs = [(self.root, 0, other.root, 0)]
+        while pairs:
+            one, i, two, j = pairs.pop()
+            same = _common_prefix(one.tokens[i:], two.tokens[j:])
+            shared, i, j = shared + same, i + same, j + same
+            if i < len(one.tokens) and j < len(two.tokens):
+                continue
+            if i < len(one.tokens):
+                child = two.children.get(int(one.tokens[i]))
+                pairs += [(one, i, child, 0)] if child else []
+            elif j < len(two.tokens):
+                child = one.children.get(int(two.tokens[j]))
+                pairs += [(child, 0, two, j)] if child else []
+            else:
+                pairs += [(one.children[t], 0, child, 0) for t, child in two.children.items() if t in one.children]
+        return shared
+
     def _descend(self, ids: Ints) -> tuple[_Node, int, int]:
         """Follow `ids` as far as the tree goes: the last node, how much of it matched, how much of ids matched."""
         node, matched = self.root, 0
         while matched < len(ids) and (child := node.children.get(int(ids[matched]))) is not None:
-            length = min(len(child.tokens), len(ids) - matched)
-            differs = np.flatnonzero(child.tokens[:length] != ids[matched : matched + length])
-            shared = int(differs[0]) if len(differs) else length
+            shared = _common_prefix(child.tokens, ids[matched:])
             node, matched = child, matched + shared
             if shared < len(child.tokens):
                 return node, shared, matched
@@ -211,6 +234,13 @@ def unroll(layout: Layout) -> list[View]:
         first = len(view.prompt_ids)
         views.append(View(ids[:first], ids[first:], view.weights, view.turn))
     return views
+
+
+def _common_prefix(one: Ints, two: Ints) -> int:
+    """How many tokens two sequences share from the start."""
+    length = min(len(one), len(two))
+    differs = np.flatnonzero(one[:length] != two[:length])
+    return int(differs[0]) if len(differs) else length
 
 
 def _add_up(predictor: Ints, target_id: Ints, weight: Floats) -> tuple[Ints, Ints, Floats]:
