@@ -24,6 +24,10 @@ Merge = Literal["conversation", "step"]
 _WORTHWHILE = 1 / 32
 """Share of its tokens that a conversation has to find in a tree to join it: trees that stay apart pack more evenly."""
 
+_SHARES = (2, 1.4, 1.2, 1, 0.5, 0.25, 0)
+"""Sizes of trees that are tried with several processes, as parts of what each would have of the fewest tokens. Above 1
+for the prefixes that smaller trees repeat; 0 keeps all conversations apart."""
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -56,25 +60,22 @@ def merge_conversations(
     if strategy == "per_turn" or merge == "conversation":
         return [layout for views in conversations for layout in build_layouts(views, strategy, max_tokens)]
     order = sorted(conversations, key=_sort_key)
-    candidates = []
-    limit = max_tokens
-    while True:
-        trees = _merge_neighbours(order, max_tokens, limit)
-        candidates.append((_busiest(trees, num_processes), trees))
-        total = sum(tree.num_tokens for tree in trees)
-        limit = min(limit // 2, total // num_processes)
-        if num_processes == 1 or limit < min((tree.num_tokens for tree in trees), default=0) or len(candidates) == 4:
-            break
-    return [tree.layout() for tree in min(candidates, key=lambda c: c[0])[1]]
+    best = _merge_neighbours(order, max_tokens, max_tokens)
+    if num_processes > 1:
+        share = sum(tree.num_tokens for tree in best) // num_processes
+        limits = [min(int(share * part), max_tokens) for part in _SHARES]
+        smaller = [_merge_neighbours(order, max_tokens, limit) for limit in limits]
+        best = min([best, *smaller], key=lambda trees: _busiest(trees, num_processes))
+    return [tree.layout() for tree in best]
 
 
 def _build_trees(views: Sequence[View], strategy: Strategy, max_tokens: int) -> list[Tree]:
     trees: list[Tree] = []
     for view in views:
         assert view.num_tokens <= max_tokens, "max_length <= max_tokens keeps every view within a pack"
-        if strategy == "per_turn" or not trees or trees[-1].num_tokens + trees[-1].new_tokens(view.ids) > max_tokens:
+        if strategy == "per_turn" or not trees or not trees[-1].add(view, max_tokens):
             trees.append(Tree())
-        trees[-1].add(view)
+            trees[-1].add(view)
     return trees
 
 
