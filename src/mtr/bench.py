@@ -106,6 +106,7 @@ def bench(recipe: Recipe, conversations: int = 8, repeats: int = 5) -> dict[str,
         "shape": {
             "conversations": len(views),
             "turns": sum(map(len, views)),
+            "merge": merge,
             "num_tokens": {case.strategy: case.num_tokens for case in cases},
             "num_supervised_tokens": supervised,
         },

@@ -262,7 +262,7 @@ def _add_up(predictor: Ints, target_id: Ints, weight: Floats) -> tuple[Ints, Int
         return predictor, target_id, weight
     base = int(target_id.max()) + 1
     pairs, inverse = np.unique(predictor * base + target_id, return_inverse=True)
-    return pairs // base, pairs % base, np.bincount(inverse, weight, len(pairs))
+    return pairs // base, pairs % base, np.bincount(inverse, weight, len(pairs)).astype(np.float64)
 
 
 def count_pairs(layout: Layout, span: int | None = None) -> int:

@@ -35,11 +35,14 @@ class RejectsFile:
             path.write_text("".join(lines), encoding="utf-8")
 
     def write(self, rejects: Iterable[Rejected]) -> None:
-        new = {r.where: r for r in rejects if r.problem is not None and r.where not in self._seen}
+        new: dict[str, Rejected] = {}
+        for rejected in rejects:
+            if rejected.problem is not None and rejected.where not in self._seen:
+                new.setdefault(rejected.where, rejected)
         if not new:
             return
         self._seen.update(new)
         with self._path.open("a", encoding="utf-8") as file:
             for rejected in new.values():
                 line = {"row": rejected.row, "where": rejected.where, "reason": rejected.problem}
-                file.write(json.dumps(line, ensure_ascii=True) + "\n")
+                file.write(json.dumps(line) + "\n")
