@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from test_layout import chats, check_layout, targets_of_layouts, targets_of_views, view
 
 from mtr.batch import Batch, build_batch
+from mtr.bench import bench
 from mtr.data import Mixture, open_data
 from mtr.device import pick_device
 from mtr.layout import View
@@ -192,6 +193,15 @@ def test_verify_takes_the_conversations_as_one_step(
     assert result["conversations"] == K
     (pack,) = packs
     assert [len(layout.leaves) for layout in pack.layouts] == [K], "the conversations were not merged"
+
+
+def test_bench_times_the_merged_trees(recipe_of: RecipeOf) -> None:
+    shape = bench(recipe_of(samples(1)), conversations=K, repeats=1)["shape"]
+    apart = bench(recipe_of(samples(1), merge="conversation"), conversations=K, repeats=1)["shape"]
+    assert (shape["merge"], apart["merge"]) == ("step", "conversation")
+    assert shape["num_tokens"]["single_pass"] < apart["num_tokens"]["single_pass"] / 3
+    assert shape["num_tokens"]["per_turn_packed"] == apart["num_tokens"]["per_turn_packed"]
+    assert shape["num_supervised_tokens"] == apart["num_supervised_tokens"]
 
 
 def test_verify_fails_where_a_shared_target_is_lost(recipe_of: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_each_is_listed_once_over_epochs_and_resumes(run: Run, tmp_path: Path) -
         file.write('{"row": 1, "whe')  # torn
     longer = run(resume=True, training={"max_steps": 8, "save_steps": 2})
     assert longer.steps == 8
-    assert Counter(line["row"] for line in listed(tmp_path)) == Counter(BAD)
+    assert Counter(line["row"] for line in listed(tmp_path)) == Counter(list(BAD))
 
 
 def test_an_overwritten_run_begins_a_new_list(tmp_path: Path, write_recipe: Any, write_rows: Any, run: Run) -> None:

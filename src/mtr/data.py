@@ -16,6 +16,7 @@ import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,12 @@ class Mixture:
 
     def __len__(self) -> int:
         """Rows of the sources."""
-        return sum(len(source.rows) for source in self.sources)
+        return int(self._ends[-1]) if self.sources else 0
+
+    @cached_property
+    def _ends(self) -> Ints:
+        """Of each source, the number after its last row."""
+        return np.cumsum([len(source.rows) for source in self.sources])
 
     @property
     def num_rows(self) -> int:
@@ -160,12 +166,11 @@ class Mixture:
         return np.array(fill_steps([together[i] for i in order], step_size), np.int64)
 
     def _find(self, index: int) -> tuple[Opened, int]:
-        at = index
-        for source in self.sources:
-            if 0 <= at < len(source.rows):
-                return source, at
-            at -= len(source.rows)
-        raise UserError(f"the data has {len(self)} rows, counted from 0")
+        if not 0 <= index < len(self):
+            raise UserError(f"the data has {len(self)} rows, counted from 0")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        source = self.sources[number]
+        return source, index - int(self._ends[number]) + len(source.rows)
 
 
 def fill_steps(groups: Sequence[list[int]], step_size: int) -> list[int]:

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mtr.errors import UserError
-from mtr.shapes import Shape
+from mtr.shapes import Format
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -72,7 +72,7 @@ class Source(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often an epoch holds each row: 0.5 takes every second row, 2.0 takes each row twice."""
     revision: str | None = None
-    format: Shape | Literal["auto"] | None = None
+    format: Format | None = None
     """The shape of its rows; null: data.format."""
 
 
@@ -118,7 +118,7 @@ class DataSection(Section):
     eval: Annotated[list[Source], BeforeValidator(_as_sources)] = []
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Hold back this share of data.train for evaluation. `eval: 0.05` is short for it."""
-    format: Shape | Literal["auto"] = "auto"
+    format: Format = "auto"
     """The shape of the rows; auto: each source's first row tells."""
     messages: str = "messages"
     """The column that holds the messages."""
@@ -142,7 +142,7 @@ class DataSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _share_for_eval(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and isinstance(raw.get("eval"), float):
+        if isinstance(raw, dict) and type(raw.get("eval")) in (int, float):
             raw = {**raw, "eval": [], "eval_fraction": raw["eval"]}
         return raw
 
@@ -293,6 +293,7 @@ _FREE_KEYS = (
     "model.attention",
     "data.eval",
     "data.num_workers",
+    "data.on_bad_row",
     "sequence.strategy",
     "sequence.merge",
     "sequence.max_tokens",

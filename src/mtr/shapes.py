@@ -20,6 +20,8 @@ from mtr.conversation import Conversation, from_json, kind, parse_row
 from mtr.errors import RowError
 
 Shape = Literal["messages", "sharegpt", "prompt_completion", "instruction"]
+Format = Literal["auto", "messages", "sharegpt", "prompt_completion", "instruction"]
+"""What a recipe may say: a shape, or auto."""
 _SPEAKERS = {
     "system": "system",
     "human": "user",

@@ -226,6 +226,8 @@ class _Run:
         line |= throughput(counts, time.perf_counter() - began) | self._memory()
         self._write(line)
         self.display.evaluated(line)
+        for reason, number in counts.skipped_rows.items():
+            self.display.say(f"skipped    {number:,} rows of the evaluation: {reason}")
         self.began = time.perf_counter()
 
     def generate(self) -> None:
