@@ -1,4 +1,4 @@
-"""How fast one worker prepares steps: parsing, rendering and encoding, merging, packing, on one CPU core.
+"""How fast one worker prepares steps: parsing, rendering and encoding, merging, packing, in seconds of one CPU core.
 
     python benchmarks/host_speed.py --json benchmarks/results/host-speed.json
     python benchmarks/host_speed.py --tokenizer path/to/tokenizer
@@ -37,7 +37,7 @@ LONGEST = 1 << 20
 
 @dataclass
 class Figure:
-    """One length of conversation; seconds are medians over the conversations."""
+    """One length of conversation; CPU seconds, medians over the conversations."""
 
     turns: int
     conversations: int
@@ -71,17 +71,17 @@ def measure(builder: Builder, lines: list[str], turns: int) -> Figure:
     taken: list[tuple[float, ...]] = []
     tree_tokens = per_turn_tokens = 0
     for line in lines:
-        marks = [time.perf_counter()]
+        marks = [time.process_time()]
         conversation = Reader().read(json.loads(line), "row")
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
         rendered = builder.turns(conversation)
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
         views = weigh(rendered, "token")
         layouts = merge_conversations([views], "single_pass", "conversation", LONGEST)
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
         for pack in build_packs(layouts, LONGEST)[0]:
             build_batch(pack)
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
         assert len(views) == turns, "every turn is trained"
         tree_tokens += sum(layout.num_tokens for layout in layouts)
         per_turn_tokens += sum(view.num_tokens for view in views)

@@ -110,3 +110,31 @@ def test_rows_outside_the_limits_are_not_listed(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "rejects.jsonl").read_text()) == {
         "row": 1, "where": "a, line 2", "reason": "bad: \ud800 <"
     }  # fmt: skip
+
+
+def test_inspect_says_of_every_row_whether_it_is_passed_over(
+    mtr: Any, write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
+    path = write_rows(ROWS)
+    recipe = write_recipe(data={"train": str(path), "on_bad_row": "skip", "filter": {"min_turns": 2}})
+    code, out, _ = mtr("inspect", recipe, "--all")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert (code, [line["index"] for line in lines]) == (0, list(range(12)))
+    skipped = {line["index"]: line["skipped"] for line in lines if "skipped" in line}
+    assert set(skipped) == {0, 3, 6, *BAD}
+    assert skipped[0] == "fewer turns than data.filter.min_turns (2)"
+    assert skipped[2] == "'messages' must be a non-empty list of messages, this is an empty list"
+    code, _, err = mtr("inspect", recipe, "--index", 2)
+    assert (code, err.splitlines()[-1][:6]) == (2, "error:"), "a bad row that is asked for is an error"
+
+
+def test_inspect_tells_people_what_is_worth_knowing_about_the_data(
+    mtr: Any, write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
+    asked = {"prompt": "Ana gets 2 more.", "completion": "Ana has 2 coins now."}
+    recipe = write_recipe(data={"train": str(write_rows([asked] * 2))})
+    code, _, err = mtr("inspect", recipe)
+    assert code == 0
+    assert "rows.jsonl is read as prompt_completion" in err
+    assert "1 of the first 2 rows are the beginning of another row or equal to one" in err
+    assert mtr("inspect", recipe, "--json")[2] == "", "none of it beside JSON"

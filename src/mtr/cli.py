@@ -142,7 +142,7 @@ def inspect(
         tokenizer = load_tokenizer(loaded)
         builder = Builder(loaded, load_renderer(loaded, tokenizer))
         out = console(sys.stdout)
-        for number, conversation in _conversations(loaded, None if every else index):
+        for number, conversation in _conversations(loaded, None if every else index, notes=not (every or as_json)):
             if isinstance(conversation, Rejected):
                 skipped = conversation.problem or conversation.reason
                 print(write_json(None, {"index": number, "where": conversation.where, "skipped": skipped}))
@@ -161,12 +161,12 @@ def inspect(
         raise typer.Exit(1)
 
 
-def _conversations(recipe: Recipe, index: int | None) -> Iterator[tuple[int, Any]]:
+def _conversations(recipe: Recipe, index: int | None, notes: bool) -> Iterator[tuple[int, Any]]:
     """One row of data.train, or all of them; among all, those that training passes over say so."""
     from mtr.data import Mixture, describe_data, open_data
 
     data = open_data(recipe.data, recipe.data.train)
-    for note in describe_data(data):
+    for note in describe_data(data) if notes else ():
         print(f"note: {note}", file=sys.stderr)
     if isinstance(data, Mixture):
         if index is not None:
