@@ -4,11 +4,14 @@ often as its weight says, in an order that is a function of seed and epoch alone
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,26 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from conftest import conversation_row
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mtr.data import JsonLines, Mixture, Stream, open_data
+from mtr.conversation import Conversation
+from mtr.data import (
+    Mixture,
+    Policy,
+    Stream,
+    count_repeating,
+    describe_data,
+    fill_steps,
+    open_data,
+    open_training_data,
+    split_data,
+)
 from mtr.errors import UserError
 from mtr.recipe import DataSection, Source
+from mtr.rejects import Rejected
+from mtr.shapes import Reader
+from mtr.sources import CompressedLines, JsonLines
 
 
 def numbered(number: int) -> dict[str, Any]:
@@ -81,7 +100,7 @@ def test_json_lines(tmp_path: Path, content: str, lines: list[int], name: str) -
 
 
 def test_lines_are_found_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtr.data._CHUNK", 7)
+    monkeypatch.setattr("mtr.sources._CHUNK", 7)
     path = tmp_path / "rows.jsonl"
     path.write_text(f"\n{LINES[0]}\n\n{LINES[1]}\n{LINES[2]}")
     rows = JsonLines(path)
@@ -148,37 +167,56 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path) -> None:
         opened(path).conversation(1)
 
 
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda text: pyarrow.compress(text, codec="zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("rows.jsonl.gz", "\n".join(LINES)),
-        ("rows.jsonl.gz", f"\n{LINES[0]}\r\n\n{LINES[1]}\n  \n{LINES[2]}\n"),
-        ("rows.json.gz", json.dumps(ROWS)),
-        ("rows.json.gz", "\n".join(LINES)),
+        ("rows.jsonl", "\n".join(LINES)),
+        ("rows.jsonl", f"\n{LINES[0]}\r\n\n{LINES[1]}\n  \n{LINES[2]}\n"),
+        ("rows.json", json.dumps(ROWS)),
+        ("rows.json", "\n".join(LINES)),
     ],
 )
-def test_compressed_json(tmp_path: Path, name: str, content: str) -> None:
-    (tmp_path / name).write_bytes(gzip.compress(content.encode()))
-    data = opened(tmp_path / name)
+def test_compressed_json(tmp_path: Path, kind: str, name: str, content: str) -> None:
+    (tmp_path / f"{name}.{kind}").write_bytes(COMPRESS[kind](content.encode()))
+    data = opened(tmp_path / f"{name}.{kind}")
     assert answers(data) == WANTED
-    assert data.conversation(0).where.startswith(f"{tmp_path / name}, ")
+    assert data.conversation(0).where.startswith(f"{tmp_path / name}.{kind}, ")
 
 
-def test_compressed_rows_are_named_by_their_line(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl.gz"
-    path.write_bytes(gzip.compress(f"{LINES[0]}\n\n{{broken\n".encode()))
-    with pytest.raises(UserError, match="line 3: not valid JSON"):
-        opened(path).conversation(1)
+@pytest.mark.parametrize("kind", COMPRESS)
+def test_a_compressed_file_gives_the_rows_of_the_plain_one(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over many blocks, with lines longer than a block, blank ones, and in any order."""
+    monkeypatch.setattr("mtr.sources._BLOCK", 200)
+    lines = [json.dumps({**numbered(i), "long": "x" * (997 * (i % 7 == 0))}) + "\n\n" * (i % 3 == 0) for i in range(60)]
+    text = "\n".join(lines).encode()
+    (tmp_path / "rows.jsonl").write_bytes(text)
+    (tmp_path / f"packed.jsonl.{kind}").write_bytes(COMPRESS[kind](text))
+    plain, packed = opened(tmp_path / "rows.jsonl"), opened(tmp_path / f"packed.jsonl.{kind}")
+    assert len(plain) == len(packed) == 60
+    for i in np.random.default_rng(0).permutation(60).tolist():
+        one, two = plain.conversation(i), packed.conversation(i)
+        assert one.row == two.row
+        assert one.where.rpartition(", ")[2] == two.where.rpartition(", ")[2]
 
 
-def test_a_file_that_is_not_compressed_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl.gz").write_text(LINES[0])
-    assert "rows.jsonl.gz: cannot be read" in refused(tmp_path / "rows.jsonl.gz")
-
-
-def test_a_torn_compressed_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress("\n".join(LINES).encode())[:-20])
-    assert "rows.jsonl.gz: cannot be read" in refused(tmp_path / "rows.jsonl.gz")
+def test_a_compressed_file_is_held_compressed(tmp_path: Path) -> None:
+    text = ("\n".join(LINES) + "\n").encode() * 5000
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(text))
+    (source,) = opened(tmp_path / "rows.jsonl.gz").sources
+    assert isinstance(source.rows, CompressedLines)
+    assert len(source.rows) == 15_000
+    assert sum(len(block) for block, _ in source.rows._blocks) < len(text) / 10
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -237,6 +275,16 @@ def test_an_arrow_file(tmp_path: Path) -> None:
     datasets.Dataset.from_list(mixed_rows()).save_to_disk(str(tmp_path / "saved"))
     (file,) = (tmp_path / "saved").glob("*.arrow")
     check_mixed(opened(file))
+
+
+def test_csv_of_texts(tmp_path: Path) -> None:
+    """Cells are text even where they look like numbers; an empty cell is absent; a cell may hold lines."""
+    path = tmp_path / "rows.csv.gz"
+    text = '\ufeffinstruction,input,output\nAdd,"2\nand 3",5\nHow many?,,007\n\n'
+    path.write_bytes(gzip.compress(text.encode()))
+    data = opened(path)
+    asked = [[message.content for message in data.conversation(i).messages] for i in range(len(data))]
+    assert asked == [["Add\n2\nand 3", "5"], ["How many?", "007"]]
 
 
 def test_csv_with_columns_of_json_text(tmp_path: Path) -> None:
@@ -421,22 +469,28 @@ def stream(*sizes: int, weights: tuple[float, ...] = (1.0, 1.0), buffer: int = 1
         made = datasets.IterableDataset.from_generator(generate, gen_kwargs={"start": start, "count": size})
         sources.append((made, f"org/{'ab'[number]}", weights[number]))
         start += size
-    return Stream(tuple(sources), "messages", "tools", buffer)
+    return Stream(tuple(sources), (Reader(),) * len(sources), buffer=buffer)
 
 
 def taken(data: Stream, epoch: int = 0, seed: int = 1, shuffle: bool = True) -> list[str]:
-    return [c.messages[-1].content.removeprefix("answer ") for c in data.conversations(epoch, seed, shuffle)]
+    return [c.messages[-1].content.removeprefix("answer ") for c in conversations_of(data, epoch, seed, shuffle)]
+
+
+def conversations_of(data: Stream, epoch: int = 0, seed: int = 1, shuffle: bool = True) -> list[Conversation]:
+    rows = list(data.rows(epoch, seed, shuffle))
+    assert not any(isinstance(row, Rejected) for row in rows)
+    return [row for row in rows if isinstance(row, Conversation)]
 
 
 def test_a_stream_gives_every_row_in_order_and_says_where_it_is() -> None:
-    conversations = list(stream(20).conversations(0, 1, shuffle=False))
+    conversations = conversations_of(stream(20), shuffle=False)
     assert [c.messages[-1].content for c in conversations] == [f"answer {i}" for i in range(20)]
     assert [c.where for c in conversations] == [f"org/a, row {i + 1}" for i in range(20)]
     assert set(conversations[0].row) == {"id", "messages"}
 
 
 def test_a_shuffled_stream_keeps_the_place_of_each_row_and_repeats_its_order() -> None:
-    conversations = list(stream(20).conversations(0, 1, shuffle=True))
+    conversations = conversations_of(stream(20), shuffle=True)
     order = [int(c.row["id"]) for c in conversations]
     assert [c.where for c in conversations] == [f"org/a, row {i + 1}" for i in order]
     assert order != list(range(20))
@@ -450,7 +504,7 @@ def test_streams_mix_in_an_order_that_repeats() -> None:
     order = taken(stream(20, 10))
     assert order == taken(stream(20, 10))
     assert set(order) == {str(i) for i in range(30)}
-    conversations = list(stream(20, 10).conversations(0, 1, shuffle=False))
+    conversations = conversations_of(stream(20, 10), shuffle=False)
     assert {c.where.split(",")[0] for c in conversations} == {"org/a", "org/b"}
 
 
@@ -465,9 +519,9 @@ def test_the_weights_of_streams_are_their_shares() -> None:
 
 def test_a_bad_row_of_a_stream_is_named() -> None:
     made = datasets.IterableDataset.from_generator(lambda: iter([ROWS[0], {"messages": []}]))
-    data = Stream(((made, "org/a", 1.0),), "messages", "tools", 10)
+    data = Stream(((made, "org/a", 1.0),), (Reader(),))
     with pytest.raises(UserError, match="org/a, row 2: 'messages' must be a non-empty list"):
-        list(data.conversations(0, 1, shuffle=False))
+        list(data.rows(0, 1, shuffle=False))
 
 
 def test_a_hub_source_is_streamed_and_does_not_mix_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,3 +535,219 @@ def test_a_hub_source_is_streamed_and_does_not_mix_with_files(tmp_path: Path, mo
     assert "Hub streams and local files cannot be mixed; set data.streaming to false" in refused(
         "org/name", tmp_path / "a.jsonl"
     )
+
+
+# --- what is passed over ----------------------------------------------------------------------------------------------
+
+BAD = {"messages": [{"role": "bot", "content": "x"}]}
+
+
+def taken_from(*rows: Any, path: Path, **keys: Any) -> tuple[Mixture, list[Conversation | Rejected]]:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    data = opened(path, **keys)
+    return data, [data.take(i) for i in range(len(data))]
+
+
+def test_a_bad_row_is_an_error_or_passed_over_with_its_reason(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = (ROWS[0], BAD, "{broken\n", ROWS[1])
+    with pytest.raises(UserError, match="line 2, message 0: unknown role 'bot'"):
+        taken_from(*rows, path=path)
+    data, (first, role, broken, last) = taken_from(*rows, path=path, on_bad_row="skip")
+    assert isinstance(first, Conversation)
+    assert isinstance(last, Conversation)
+    roles = "roles are system, developer, user, assistant, tool"
+    assert role == Rejected(1, f"{path}, line 2", "unknown role", f"message 0: unknown role 'bot'; {roles}")
+    assert isinstance(broken, Rejected)
+    assert (broken.row, broken.where, broken.reason) == (2, f"{path}, line 3", "not valid JSON")
+    assert broken.problem
+    assert broken.problem.startswith("not valid JSON: Expecting")
+    assert [c.where for c in data.first(5)] == [f"{path}, line 1", f"{path}, line 4"]
+    with pytest.raises(UserError, match="unknown role"):
+        data.conversation(1)
+
+
+def test_rows_outside_the_limits_are_passed_over(tmp_path: Path) -> None:
+    rows = [conversation_row(turns=turns) for turns in (1, 2, 3, 4)]
+    limits = {"min_turns": 2, "max_messages": 6}
+    data, taken = taken_from(*rows, path=tmp_path / "rows.jsonl", filter=limits)
+    assert [isinstance(row, Conversation) for row in taken] == [False, True, True, False]
+    reasons = [row.reason for row in taken if isinstance(row, Rejected)]
+    assert reasons == ["fewer turns than data.filter.min_turns (2)", "more messages than data.filter.max_messages (6)"]
+    assert all(row.problem is None for row in taken if isinstance(row, Rejected))
+    assert len(data.conversation(0).turns) == 1, "a row asked for by its number is shown"
+
+
+def test_a_stream_passes_over_bad_rows_too() -> None:
+    made = datasets.IterableDataset.from_generator(lambda: iter([ROWS[0], {"messages": []}, ROWS[1]]))
+    data = Stream(((made, "org/a", 1.0),), (Reader(),), Policy(skip_bad=True))
+    kinds = [type(row) for row in data.rows(0, 1, shuffle=False)]
+    assert kinds == [Conversation, Rejected, Conversation]
+    assert [c.where for c in data.first(2)] == ["org/a, row 1", "org/a, row 3"]
+
+
+def test_each_stream_has_the_shape_of_its_first_row() -> None:
+    spoken = [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": str(i)}]} for i in range(3)]
+    asked = [{"prompt": "q", "completion": str(i)} for i in range(3, 6)]
+    made = [datasets.IterableDataset.from_generator(lambda rows=rows: iter(rows)) for rows in (spoken, asked)]
+    sources = tuple((stream, f"org/{i}", 1.0) for i, stream in enumerate(made))
+    assert set(taken(Stream(sources, (Reader(shape=None),) * 2))) == set("012345")
+
+
+# --- a share for evaluation -------------------------------------------------------------------------------------------
+
+
+def many(tmp_path: Path, count: int = 100, group: int = 1) -> Path:
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps({**numbered(i), "question": i // group}) + "\n" for i in range(count)))
+    return path
+
+
+def divided(path: Path, seed: int = 1, **keys: Any) -> tuple[Mixture, Mixture]:
+    data, held_back = open_training_data(DataSection.model_validate({"train": str(path), **keys}), seed)
+    assert isinstance(data, Mixture)
+    assert held_back is not None
+    return data, held_back
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_what_is_held_back_is_never_trained(tmp_path: Path, shuffle: bool) -> None:
+    train, held_back = divided(many(tmp_path), eval_fraction=0.1)
+    assert (train.num_rows, held_back.num_rows) == (90, 10)
+    evaluated = set(held_back.epoch(0, 1, shuffle).tolist())
+    assert len(evaluated) == 10
+    for epoch in range(3):
+        assert sorted({*train.epoch(epoch, 1, shuffle).tolist()} | evaluated) == list(range(100))
+        assert not {*train.epoch(epoch, 1, shuffle).tolist()} & evaluated
+
+
+def test_the_share_is_a_function_of_the_seed(tmp_path: Path) -> None:
+    def rows(seed: int) -> list[int]:
+        return [int(i) for i in divided(many(tmp_path), seed, eval_fraction=0.2)[1].epoch(0, 1, shuffle=False)]
+
+    assert rows(1) == rows(1) != rows(2)
+
+
+def test_a_group_is_held_back_whole(tmp_path: Path) -> None:
+    train, held_back = divided(many(tmp_path, group=8), eval_fraction=0.1, group_by="question")
+    questions = [{i // 8 for i in part.epoch(0, 1, shuffle=True).tolist()} for part in (train, held_back)]
+    assert not questions[0] & questions[1]
+    assert questions[0] | questions[1] == set(range(13))
+    assert held_back.num_rows in (12, 16)
+
+
+def test_weights_hold_for_what_is_left(tmp_path: Path) -> None:
+    train, _ = divided(many(tmp_path), eval_fraction=0.1)
+    source = replace(train.sources[0], weight=2.0)
+    assert Counter(Counter(replace(train, sources=(source,)).epoch(0, 1, shuffle=True).tolist()).values()) == {2: 90}
+    with pytest.raises(UserError, match="leaves nothing to train on"):
+        split_data(opened(many(tmp_path, count=1)), 0.5, 1)
+
+
+def test_a_stream_cannot_be_divided_or_grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = datasets.IterableDataset.from_generator(generate, gen_kwargs={"start": 0, "count": 3})
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: made)
+    for keys in ({"eval_fraction": 0.1}, {"group_by": "id"}):
+        with pytest.raises(UserError, match=rf"data\.{next(iter(keys))}: a Hub stream .* set data.streaming to false"):
+            open_training_data(DataSection.model_validate({"train": "org/name", **keys}), 1)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_groups_stay_together_and_within_a_step(tmp_path: Path, shuffle: bool) -> None:
+    data, _ = open_training_data(
+        DataSection.model_validate({"train": str(many(tmp_path, count=96, group=8)), "group_by": "question"}), 1
+    )
+    assert isinstance(data, Mixture)
+    order = data.epoch(0, 42, shuffle, step_size=16)
+    assert sorted(order.tolist()) == list(range(96))
+    for start in range(0, 96, 8):
+        group = order[start : start + 8].tolist()
+        assert group == list(range(group[0], group[0] + 8))
+    assert np.array_equal(order, data.epoch(0, 42, shuffle, step_size=16))
+    assert np.array_equal(order, data.epoch(1, 42, shuffle, step_size=16)) != shuffle
+
+
+def test_members_that_lie_apart_come_together(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({**numbered(i), "question": f"q{i % 4}"}) + "\n" for i in range(12)) + LINES[0])
+    data, _ = open_training_data(DataSection.model_validate({"train": str(path), "group_by": "question"}), 1)
+    assert isinstance(data, Mixture)
+    order = data.epoch(0, 1, shuffle=False, step_size=6).tolist()
+    assert order[:12] == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
+    assert order[12] == 12, "a row without the column stands alone"
+
+
+def test_a_source_taken_twice_has_each_group_twice(tmp_path: Path) -> None:
+    section = {"train": [{"path": str(many(tmp_path, count=24, group=4)), "weight": 2.5}], "group_by": "question"}
+    data, _ = open_training_data(DataSection.model_validate(section), 1)
+    assert isinstance(data, Mixture)
+    order = data.epoch(0, 1, shuffle=True, step_size=12).tolist()
+    assert Counter(Counter(order).values()) == {2: 12, 3: 12}
+    for start in range(0, 60, 4):
+        assert len({i // 4 for i in order[start : start + 4]}) == 1
+
+
+@given(st.lists(st.integers(1, 9), max_size=30), st.integers(1, 8))
+@settings(max_examples=200, deadline=None)
+def test_a_step_ends_inside_a_group_only_where_none_fits(sizes: list[int], step_size: int) -> None:
+    groups = [[i] * size for i, size in enumerate(sizes)]
+    order = fill_steps(groups, step_size)
+    assert Counter(order) == Counter(i for group in groups for i in group)
+    assert len([None for i in range(len(order)) if i == 0 or order[i] != order[i - 1]]) == len(sizes), "all adjacent"
+    for end in range(step_size, len(order), step_size):
+        start = order.index(order[end])
+        if end - step_size < start < end:  # a group begins in this step and ends in a later one
+            assert all(sizes[i] > end - start for i in set(order[end:])), "another one would have fitted"
+
+
+# --- what is said about the data --------------------------------------------------------------------------------------
+
+
+def split_per_turn(row: dict[str, Any], thinking_in_history: bool) -> list[dict[str, Any]]:
+    rows = []
+    for end in range(2, len(row["messages"]) + 1, 2):
+        history = row["messages"][: end - 1]
+        if not thinking_in_history:
+            history = [{k: v for k, v in m.items() if k != "reasoning_content"} for m in history]
+        rows.append({"messages": [*history, row["messages"][end - 1]]})
+    return rows
+
+
+@pytest.mark.parametrize("thinking_in_history", [True, False])
+def test_data_split_per_turn_is_noticed(tmp_path: Path, thinking_in_history: bool) -> None:
+    rows = [
+        conversation_row(turns=2),
+        *split_per_turn({"messages": conversation_row(4)["messages"][2:]}, thinking_in_history),
+    ]
+    path = tmp_path / "rows.jsonl"
+    data, _ = taken_from(*rows, path=path)
+    (note,) = describe_data(data)
+    assert note.startswith("2 of the first 4 rows are the beginning of another row or equal to one: the data is split")
+
+
+def test_rows_that_are_there_twice_are_noticed(tmp_path: Path) -> None:
+    data, _ = taken_from(ROWS[0], ROWS[1], ROWS[0], path=tmp_path / "rows.jsonl")
+    (note,) = describe_data(data)
+    assert note.startswith("1 of the first 3 rows")
+
+
+def test_samples_and_completions_are_not_taken_for_split_data() -> None:
+    def asked(thinking: str, answer: str) -> dict[str, Any]:
+        said = {"role": "assistant", "content": answer, "reasoning_content": thinking}
+        return {"messages": [{"role": "user", "content": "q"}, said]}
+
+    samples = [asked("a", "4"), asked("b", "4"), asked("c", "5")]
+    prompts = [
+        {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+        for row in split_per_turn(conversation_row(turns=4), True)
+    ]
+    assert count_repeating([Reader().read(row, "x") for row in samples]) == 0
+    assert count_repeating([Reader("prompt_completion").read(row, "x") for row in prompts]) == 0
+
+
+def test_the_shape_of_a_source_is_said(tmp_path: Path) -> None:
+    data, _ = taken_from({"prompt": "a", "completion": "b"}, path=tmp_path / "rows.jsonl")
+    assert describe_data(data) == [f"{tmp_path / 'rows.jsonl'} is read as prompt_completion"]

@@ -154,11 +154,26 @@ def test_layout_is_the_tree_of_its_views(views: list[View]) -> None:
 def test_tree_grows_by_what_it_says(views: list[View]) -> None:
     tree = Tree()
     for one in views:
-        expected = tree.num_tokens + tree.new_tokens(one.ids)
-        tree.add(one)
-        assert tree.num_tokens == expected
-        assert tree.new_tokens(one.ids) == 0
+        before = tree.num_tokens
+        grown = merge([*(other for other, *_ in tree._views), one]).num_tokens
+        if before:
+            assert not tree.add(one, grown - 1), "one token too few"
+        assert tree.num_tokens == before
+        assert tree.add(one, grown)
+        assert tree.num_tokens == grown
+        assert tree.add(one, grown), "it is there already"
     assert tree.layout().num_tokens == tree.num_tokens
+
+
+@given(groups, groups)
+@settings(max_examples=60, deadline=None)
+def test_what_two_trees_share_is_what_their_union_saves(one: list[View], other: list[View]) -> None:
+    trees = [Tree(), Tree(), Tree()]
+    for tree, views in zip(trees, (one, other, [*one, *other]), strict=True):
+        for each in views:
+            tree.add(each)
+    shared = trees[0].num_tokens + trees[1].num_tokens - trees[2].num_tokens
+    assert trees[0].shared_tokens(trees[1]) == trees[1].shared_tokens(trees[0]) == shared
 
 
 @given(chats(), st.randoms(use_true_random=False))

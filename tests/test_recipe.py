@@ -147,7 +147,7 @@ def test_other_values_of_the_contract_load(tmp_path: Path, key: str, value: Any)
             changed(data__eval={"path": "b.jsonl", "splitt": "x"}),
             "unknown key 'data.eval.0.splitt', did you mean 'split'?",
         ),
-        (changed(sequence={"zzz": 1}), "known keys: strategy, max_length, max_tokens, overlong"),
+        (changed(sequence={"zzz": 1}), "known keys: strategy, merge, max_length, max_tokens, overlong"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, raw: dict[str, Any], words: str) -> None:

@@ -20,6 +20,7 @@ from mtr.data import Mixture, Stream, open_data
 from mtr.errors import UserError
 from mtr.layout import View
 from mtr.model import load_renderer, load_tokenizer
+from mtr.packing import build_layouts
 from mtr.recipe import Recipe, SequenceSection, load_recipe
 from mtr.rendering import Turn
 from mtr.steps import Builder, Counts, IndexedSteps, Step, StreamedSteps, fit_turns, iterate_steps, weigh
@@ -203,7 +204,7 @@ def test_counts_of_a_step(builder: Builder) -> None:
     views = builder.views(conversations()[1])
     assert alone.counts.per_turn_tokens == sum(view.num_tokens for view in views)
     assert alone.counts.tokens < alone.counts.per_turn_tokens
-    assert alone.counts.trees == len(builder.layouts(conversations()[1])[0])
+    assert alone.counts.trees == len(build_layouts(views, "single_pass", 16384))
     apart = changed(builder, sequence={"strategy": "per_turn"}).step([conversations()[1]], 1, 0.2)
     assert apart.counts.tokens == apart.counts.per_turn_tokens
     assert apart.counts.trees == apart.counts.turns == 4
@@ -313,10 +314,10 @@ class Listed(Stream):
     """A stream of the rows above, or of none."""
 
     def __init__(self, rows: list[Conversation]) -> None:
-        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "given", rows)
 
-    def conversations(self, epoch: int, seed: int, shuffle: bool) -> Iterator[Conversation]:
-        yield from vars(self)["rows"]
+    def rows(self, epoch: int, seed: int, shuffle: bool) -> Iterator[Conversation]:
+        yield from vars(self)["given"]
 
 
 def test_streamed_steps_are_the_indexed_ones(builder: Builder) -> None:

@@ -15,8 +15,8 @@ from itertools import pairwise
 from typing import Any
 
 from mtr.conversation import Conversation, parse_row
-from mtr.errors import UserError
 from mtr.findings import Findings, Stop, spelled
+from mtr.rejects import Rejected
 from mtr.rendering import CHOSEN, INLINE_HISTORY, Renderer, Turn
 
 _TOOL = {
@@ -170,15 +170,16 @@ def _forks(turns: Sequence[Turn]) -> bool:
     return False
 
 
-def audit_rows(renderer: Renderer, rows: Iterable[Conversation | UserError], of_rows: int | None) -> DataReport:
-    """Render every row as training would, and count what it makes of the turns."""
+def audit_rows(renderer: Renderer, rows: Iterable[Conversation | Rejected], of_rows: int | None) -> DataReport:
+    """Render every row as training would, and count what it makes of the turns; rows outside the limits are no loss."""
     counts = {name: Counter[str]() for name in ("refused", "chosen", "notes", "unreadable")}
     examples: dict[str, str] = {}
     number = turns = trained = 0
     for row in rows:
         number += 1
-        if isinstance(row, UserError):
-            counts["unreadable"][str(row)] += 1
+        if isinstance(row, Rejected):
+            if row.problem is not None:
+                counts["unreadable"][f"{row.where}: {row.problem}"] += 1
             continue
         for turn in renderer.render(row):
             turns += 1

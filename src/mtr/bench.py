@@ -40,7 +40,7 @@ from mtr.model import (
     use_own_attention,
     use_tree_attention,
 )
-from mtr.packing import build_layouts, build_packs
+from mtr.packing import build_packs, merge_conversations
 from mtr.recipe import Recipe
 from mtr.steps import Builder
 from mtr.verify import first_views, without_dropout
@@ -72,8 +72,9 @@ def bench(recipe: Recipe, conversations: int = 8, repeats: int = 5) -> dict[str,
     checkpoint_activations(model, recipe.training.checkpointing)
     model.train()
     budget = recipe.sequence.budget
-    single = [layout for group in views for layout in build_layouts(group, "single_pass", budget)]
-    per_turn = [layout for group in views for layout in build_layouts(group, "per_turn", budget)]
+    merge = recipe.sequence.merge
+    single = merge_conversations(views, "single_pass", merge, budget)
+    per_turn = merge_conversations(views, "per_turn", merge, budget)
     cases = [
         _packed_case("single_pass", model, recipe, single, device),
         _packed_case("per_turn_packed", model, recipe, per_turn, device),
@@ -105,6 +106,7 @@ def bench(recipe: Recipe, conversations: int = 8, repeats: int = 5) -> dict[str,
         "shape": {
             "conversations": len(views),
             "turns": sum(map(len, views)),
+            "merge": merge,
             "num_tokens": {case.strategy: case.num_tokens for case in cases},
             "num_supervised_tokens": supervised,
         },

@@ -33,6 +33,7 @@ _WRITTEN = (
     "model-?????-of-?????.safetensors",
     "model.safetensors.index.json",
     "metrics.jsonl",
+    "rejects.jsonl",
     "generations.jsonl",
 )
 _NAME = re.compile(r"checkpoint-(\d+)$")

@@ -137,12 +137,17 @@ def inspect(
         from mtr.inspect import check, describe, inspect_conversation
         from mtr.metrics import write_json
         from mtr.model import load_renderer, load_tokenizer
+        from mtr.rejects import Rejected
         from mtr.steps import Builder
 
         tokenizer = load_tokenizer(loaded)
         builder = Builder(loaded, load_renderer(loaded, tokenizer))
         out = console(sys.stdout)
-        for number, conversation in _conversations(loaded, None if every else index):
+        for number, conversation in _conversations(loaded, None if every else index, notes=not (every or as_json)):
+            if isinstance(conversation, Rejected):
+                skipped = conversation.problem or conversation.reason
+                print(write_json(None, {"index": number, "where": conversation.where, "skipped": skipped}))
+                continue
             inspection = inspect_conversation(builder, conversation, number)
             if as_json or every:
                 print(write_json(None, describe(inspection)))
@@ -196,36 +201,33 @@ def _load_tokenizer_only(name: str, overrides: list[str] | None) -> Recipe:
 
 
 def _sample(recipe: Recipe, most: int) -> tuple[Iterator[Any], int | None]:
-    """Rows of data.train, evenly spaced, a bad one as its error; and how many there are, None for a stream."""
+    """Rows of data.train, evenly spaced, the bad ones told; and how many there are, None for a stream."""
     from mtr.data import Mixture, open_data
 
+    recipe = recipe.replace(data={"on_bad_row": "skip"})
     data = open_data(recipe.data, recipe.data.train)
     if not isinstance(data, Mixture):
-        return islice(data.conversations(0, 0, shuffle=False), most), None
-
-    def sampled() -> Iterator[Any]:
-        number = min(most, len(data))
-        for index in range(number):
-            try:
-                yield data.conversation(index * len(data) // number)
-            except UserError as error:
-                yield error
-
-    return sampled(), len(data)
+        return islice(data.rows(0, 0, shuffle=False), most), None
+    number = min(most, len(data))
+    return (data.take(index * len(data) // number) for index in range(number)), len(data)
 
 
-def _conversations(recipe: Recipe, index: int | None) -> Iterator[tuple[int, Any]]:
-    """One row of data.train, or all of them."""
-    from mtr.data import Mixture, open_data
+def _conversations(recipe: Recipe, index: int | None, notes: bool) -> Iterator[tuple[int, Any]]:
+    """One row of data.train, or all of them; among all, those that training passes over say so."""
+    from mtr.data import Mixture, describe_data, open_data
 
     data = open_data(recipe.data, recipe.data.train)
+    for note in describe_data(data) if notes else ():
+        print(f"note: {note}", file=sys.stderr)
     if isinstance(data, Mixture):
-        for number in range(len(data)) if index is None else [index]:
-            yield number, data.conversation(number)
+        if index is not None:
+            yield index, data.conversation(index)
+        else:
+            yield from ((number, data.take(number)) for number in range(len(data)))
         return
-    for number, conversation in enumerate(data.conversations(0, 0, shuffle=False)):
+    for number, row in enumerate(data.rows(0, 0, shuffle=False)):
         if index is None or number == index:
-            yield number, conversation
+            yield number, row
         if number == index:
             return
 

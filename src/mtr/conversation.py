@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from mtr.errors import UserError
+from mtr.errors import RowError
 
 T = TypeVar("T")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -66,49 +66,53 @@ def parse_row(row: Any, where: str, messages: str = "messages", tools: str = "to
     """Check one row and make a Conversation of it.
 
     Raises:
-        UserError: names the row (`where`), the message, and what to mend.
+        RowError: names the row (`where`), the message, and what to mend.
     """
     if not isinstance(row, Mapping):
-        raise UserError(f"{where}: a row is a JSON object with a {messages!r} list, this is {_kind(row)}")
+        raise RowError(where, "a row is a JSON object", f", this is {kind(row)}")
     listed = row.get(messages)
     if listed is None:
         found = ", ".join(map(str, row)) or "nothing"
-        raise UserError(f"{where}: no {messages!r} column (found: {found}); name yours in data.messages")
-    listed = _from_json(listed)
+        raise RowError(
+            where, f"no {messages!r} column", f" (found: {found}); name yours in data.messages or data.columns"
+        )
+    listed = from_json(listed)
     if not isinstance(listed, list) or not listed:
-        raise UserError(f"{where}: {messages!r} must be a non-empty list of messages, this is {_kind(listed)}")
+        raise RowError(where, f"{messages!r} must be a non-empty list of messages", f", this is {kind(listed)}")
     parsed = tuple(_parse_message(message, f"{where}, message {i}") for i, message in enumerate(listed))
     if not any(message.role == "assistant" for message in parsed):
-        raise UserError(f"{where}: no assistant message, so there is nothing to train; remove the row")
-    listed_tools = _from_json(row.get(tools))
-    if listed_tools is not None and not isinstance(listed_tools, list):
-        raise UserError(f"{where}: {tools!r} must be a list of tool schemas, this is {_kind(listed_tools)}")
+        raise RowError(where, "no assistant message, so there is nothing to train", "; remove the row")
+    listed_tools = from_json(row.get(tools))
+    if listed_tools is not None and not (
+        isinstance(listed_tools, list) and all(isinstance(tool, Mapping) for tool in listed_tools)
+    ):
+        raise RowError(where, f"{tools!r} must be a list of tool schemas", f", this is {kind(listed_tools)}")
     return Conversation(parsed, where, _encodable(listed_tools, where) or None, row)
 
 
 def _parse_message(message: Any, where: str) -> Message:
     if not isinstance(message, Mapping):
-        raise UserError(f"{where}: a message is an object with role and content, this is {_kind(message)}")
+        raise RowError(where, "a message is an object with role and content", f", this is {kind(message)}")
     data = {key: value for key, value in message.items() if value is not None}
     role = data.get("role")
     if role not in ROLES:
-        raise UserError(f"{where}: unknown role {role!r}; roles are {', '.join(ROLES)}")
+        raise RowError(where, "unknown role", f" {role!r:.80}; roles are {', '.join(ROLES)}")
     weight = _pop_weight(data, where)
     if "content" in data:
         data["content"] = _text(data["content"], where)
     for key in THINKING_KEYS:
         if key in data and not isinstance(data[key], str):
-            raise UserError(f"{where}: {key!r} must be text, this is {_kind(data[key])}")
+            raise RowError(where, f"{key!r} must be text", f", this is {kind(data[key])}")
         _encodable(data.get(key), where)
-    if calls := _from_json(data.get("tool_calls")):
+    if calls := from_json(data.get("tool_calls")):
         data["tool_calls"] = _encodable(_parse_calls(calls, where), where)
     else:
         data.pop("tool_calls", None)
     if role == "assistant":
         if "content" not in data and "tool_calls" not in data:
-            raise UserError(f"{where}: an assistant message needs content or tool_calls")
+            raise RowError(where, "an assistant message needs content or tool_calls")
     elif "content" not in data:
-        raise UserError(f"{where}: a {role} message needs content")
+        raise RowError(where, f"a {role} message needs content")
     return Message(data, weight)
 
 
@@ -119,7 +123,7 @@ def _pop_weight(data: dict[str, Any], where: str) -> float:
             continue
         value = data.pop(key)
         if not isinstance(value, (bool, int, float)) or not 0 <= value <= _MOST_WEIGHT:
-            raise UserError(f"{where}: {key!r} must be true, false or a number from 0 to 1e6, got {value!r}")
+            raise RowError(where, f"{key!r} must be true, false or a number from 0 to 1e6", f", got {value!r}")
         weight *= float(value)
     return weight
 
@@ -131,7 +135,7 @@ def _text(content: Any, where: str) -> str:
         isinstance(p, Mapping) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content
     ):
         return _encodable("".join(part["text"] for part in content), where)
-    raise UserError(f"{where}: content must be text or a list of text parts, this is {_kind(content)}")
+    raise RowError(where, "content must be text or a list of text parts", f", this is {kind(content)}")
 
 
 def _encodable(value: T, where: str) -> T:
@@ -139,41 +143,41 @@ def _encodable(value: T, where: str) -> T:
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: not valid text: {error}; mend or remove the broken escape") from None
+        raise RowError(where, "not valid text", f": {error}; mend or remove the broken escape") from None
     return value
 
 
 def _parse_calls(calls: Any, where: str) -> list[Any]:
     if not isinstance(calls, list):
-        raise UserError(f"{where}: tool_calls must be a list, this is {_kind(calls)}")
+        raise RowError(where, "tool_calls must be a list", f", this is {kind(calls)}")
     parsed = []
     for call in calls:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise UserError(f"{where}: a tool call needs a function with a name, this is {_kind(call)}")
+            raise RowError(where, "a tool call needs a function with a name", f", this is {kind(call)}")
         function = dict(function)
         if isinstance(function.get("arguments"), str):
             try:
                 function["arguments"] = json.loads(function["arguments"] or "{}")
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{where}: the arguments of {function['name']!r} are not valid JSON ({error}); mend them"
-                ) from None
+            except (ValueError, RecursionError) as error:
+                detail = f" (those of {function['name']!r}: {error}); mend them"
+                raise RowError(where, "tool arguments are not valid JSON", detail) from None
         parsed.append({**call, "function": function} if "function" in call else function)
     return parsed
 
 
-def _from_json(value: Any) -> Any:
+def from_json(value: Any) -> Any:
     """Lists stored as JSON text (common in Parquet and CSV) become lists."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return value
     return value
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a value is, in the words of a message to people."""
     if isinstance(value, list):
         kinds = sorted({str(p.get("type")) for p in value if isinstance(p, Mapping) and "type" in p})
         return f"a list ({', '.join(kinds)} parts)" if kinds else "an empty list" if not value else "a list"

@@ -118,6 +118,8 @@ class RunDisplay:
             self.say(f"not trained {number:,} turns: {reason}")
         for reason, number in counts.untrained_rows.most_common():
             self.say(f"not trained {number:,} rows: {reason}")
+        for reason, number in counts.skipped_rows.most_common():
+            self.say(f"skipped    {number:,} rows: {reason}")
         for note, number in counts.notes.most_common():
             self.say(f"note       {number:,} turns: {note}")
         if summary.empty_steps:

@@ -93,29 +93,64 @@ class Tree:
     def __init__(self) -> None:
         self.root = _Node(np.empty(0, np.int64), None, 0)
         self.num_tokens = 0
-        self._views: list[tuple[View, Ints]] = []
+        self._views: list[tuple[View, Ints, _Node]] = []
+        """Each view, its ids and the run that it ends with; a run that is cut keeps its end."""
 
-    def new_tokens(self, ids: Ints) -> int:
-        """How many tokens the tree would grow by."""
-        return len(ids) - self._descend(ids)[2]
-
-    def add(self, view: View) -> None:
+    def add(self, view: View, max_tokens: int | None = None) -> bool:
+        """Whether there was room: the tree grows by what it does not hold yet, at most to `max_tokens`."""
         ids = view.ids
         node, offset, matched = self._descend(ids)
+        if max_tokens is not None and self._views and self.num_tokens + len(ids) - matched > max_tokens:
+            return False
         if offset < len(node.tokens):
             node = self._split(node, offset)
         if matched < len(ids):
-            node.children[int(ids[matched])] = _Node(ids[matched:], node, matched)
+            child = node.children[int(ids[matched])] = _Node(ids[matched:], node, matched)
             self.num_tokens += len(ids) - matched
-        self._views.append((view, ids))
+            node = child
+        self._views.append((view, ids, node))
+        return True
+
+    def add_all(self, other: Tree) -> None:
+        """Every view of another tree."""
+        for view, *_ in other._views:
+            self.add(view)
+
+    def shared_tokens(self, other: Tree) -> int:
+        """How many tokens of the other tree this one holds: what a merged tree would save."""
+        shared = 0
+        pairs = [(self.root, 0, other.root, 0)]
+        while pairs:
+            one, i, two, j = pairs.pop()
+            same = _common_prefix(one.tokens[i:], two.tokens[j:])
+            shared, i, j = shared + same, i + same, j + same
+            if i < len(one.tokens) and j < len(two.tokens):
+                continue
+            if i < len(one.tokens):
+                child = two.children.get(int(one.tokens[i]))
+                pairs += [(one, i, child, 0)] if child else []
+            elif j < len(two.tokens):
+                child = one.children.get(int(two.tokens[j]))
+                pairs += [(child, 0, two, j)] if child else []
+            else:
+                pairs += [(one.children[t], 0, child, 0) for t, child in two.children.items() if t in one.children]
+        return shared
 
     def _descend(self, ids: Ints) -> tuple[_Node, int, int]:
-        """Follow `ids` as far as the tree goes: the last node, how much of it matched, how much of ids matched."""
+        """Follow `ids` as far as the tree goes: the last node, how much of it matched, how much of ids matched.
+
+        The views of a conversation repeat each other, so the search starts where `ids` leave the path of the last one.
+        """
         node, matched = self.root, 0
+        if self._views:
+            _, last_ids, node = self._views[-1]
+            matched = _common_prefix(last_ids, ids)
+            while node.depth >= matched and node.parent is not None:
+                node = node.parent
+            if matched < node.depth + len(node.tokens):
+                return node, matched - node.depth, matched
         while matched < len(ids) and (child := node.children.get(int(ids[matched]))) is not None:
-            length = min(len(child.tokens), len(ids) - matched)
-            differs = np.flatnonzero(child.tokens[:length] != ids[matched : matched + length])
-            shared = int(differs[0]) if len(differs) else length
+            shared = _common_prefix(child.tokens, ids[matched:])
             node, matched = child, matched + shared
             if shared < len(child.tokens):
                 return node, shared, matched
@@ -145,12 +180,11 @@ class Tree:
             parent[run.start] = above.start + len(above.tokens) - 1 if above is not self.root else -1
             subtree_end[run] = node.start + node.size
         leaves, predictor, target_id, weight = [], [], [], []
-        for view, ids in self._views:
-            path = self._path(ids)
-            leaves.append((int(path[-1]), view))
-            first = len(view.prompt_ids)
+        for view, _, node in self._views:
+            end = self._path_end(node, len(view.completion_ids) + 1)
+            leaves.append((int(end[-1]), view))
             kept = view.weights > 0
-            predictor.append(path[first - 1 : len(ids) - 1][kept])
+            predictor.append(end[:-1][kept])
             target_id.append(view.completion_ids[kept])
             weight.append(view.weights[kept])
         merged = _add_up(np.concatenate(predictor), np.concatenate(target_id), np.concatenate(weight))
@@ -174,14 +208,15 @@ class Tree:
             stack.extend(sorted(node.children.values(), key=lambda child: child.size))
         return order[1:]
 
-    def _path(self, ids: Ints) -> Ints:
-        """Layout indices of a path that is in the tree and ends at the end of a run."""
-        runs, node, matched = [], self.root, 0
-        while matched < len(ids):
-            node = node.children[int(ids[matched])]
+    def _path_end(self, node: _Node, length: int) -> Ints:
+        """Layout indices of the last tokens of the path that ends with a run."""
+        runs, found = [], 0
+        while found < length:
             runs.append(np.arange(node.start, node.start + len(node.tokens)))
-            matched += len(node.tokens)
-        return np.concatenate(runs)
+            found += len(node.tokens)
+            assert node.parent is not None
+            node = node.parent
+        return np.concatenate(runs[::-1])[-length:]
 
 
 def merge(views: Sequence[View]) -> Layout:
@@ -213,12 +248,21 @@ def unroll(layout: Layout) -> list[View]:
     return views
 
 
+def _common_prefix(one: Ints, two: Ints) -> int:
+    """How many tokens two sequences share from the start."""
+    length = min(len(one), len(two))
+    differs = one[:length] != two[:length]
+    first = int(differs.argmax()) if length else 0
+    return first if length and differs[first] else length
+
+
 def _add_up(predictor: Ints, target_id: Ints, weight: Floats) -> tuple[Ints, Ints, Floats]:
     """Targets that several views share become one, with the sum of the weights."""
-    pairs, inverse = np.unique(np.stack([predictor, target_id]), axis=1, return_inverse=True)
-    total = np.zeros(pairs.shape[1])
-    np.add.at(total, inverse.reshape(-1), weight)
-    return pairs[0], pairs[1], total
+    if not len(target_id):
+        return predictor, target_id, weight
+    base = int(target_id.max()) + 1
+    pairs, inverse = np.unique(predictor * base + target_id, return_inverse=True)
+    return pairs // base, pairs % base, np.bincount(inverse, weight, len(pairs)).astype(np.float64)
 
 
 def count_pairs(layout: Layout, span: int | None = None) -> int:

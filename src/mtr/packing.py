@@ -1,6 +1,11 @@
 """The views of a step become packs: which views form a tree, and which trees share a row.
 
     single_pass:  all views of a conversation form one tree, cut into runs where it would exceed max_tokens
+      merge step: conversations of a step that share a prefix form one tree too
+
+          S Q1 a         S ─┬─ Q1 ─┬─ a         k samples of a question, one long system prompt with tools
+          S Q1 b            │      └─ b
+          S Q2 c            └─ Q2 ─── c
     per_turn:     one view, one tree
 
 Grouping changes speed and memory only: each view keeps its targets and weights, wherever it goes.
@@ -15,6 +20,13 @@ from typing import Literal
 from mtr.layout import Layout, Tree, View
 
 Strategy = Literal["single_pass", "per_turn"]
+Merge = Literal["conversation", "step"]
+_WORTHWHILE = 1 / 32
+"""Share of its tokens that a conversation has to find in a tree to join it: trees that stay apart pack more evenly."""
+
+_SHARES = (2, 1.4, 1.2, 1, 0.5, 0.25, 0)
+"""Sizes of trees that are tried with several processes, as parts of what each would have of the fewest tokens. Above 1
+for the prefixes that smaller trees repeat; 0 keeps all conversations apart."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +42,67 @@ class Pack:
 
 def build_layouts(views: Sequence[View], strategy: Strategy, max_tokens: int) -> list[Layout]:
     """The trees of one conversation, each of at most `max_tokens` tokens; none if there is no view."""
+    return [tree.layout() for tree in _build_trees(views, strategy, max_tokens)]
+
+
+def merge_conversations(
+    conversations: Sequence[Sequence[View]],
+    strategy: Strategy,
+    merge: Merge,
+    max_tokens: int,
+    num_processes: int = 1,
+) -> list[Layout]:
+    """The trees of a whole step, each of at most `max_tokens` tokens.
+
+    With several processes and `merge: step`, trees stay small enough to be shared out evenly: of several sizes the
+    one is taken that leaves the busiest process the fewest tokens.
+    """
+    if strategy == "per_turn" or merge == "conversation":
+        return [layout for views in conversations for layout in build_layouts(views, strategy, max_tokens)]
+    order = sorted(conversations, key=_sort_key)
+    best = _merge_neighbours(order, max_tokens, max_tokens)
+    if num_processes > 1:
+        share = sum(tree.num_tokens for tree in best) // num_processes
+        limits = [min(int(share * part), max_tokens) for part in _SHARES]
+        smaller = [_merge_neighbours(order, max_tokens, limit) for limit in limits]
+        best = min([best, *smaller], key=lambda trees: _busiest(trees, num_processes))
+    return [tree.layout() for tree in best]
+
+
+def _build_trees(views: Sequence[View], strategy: Strategy, max_tokens: int) -> list[Tree]:
     trees: list[Tree] = []
     for view in views:
         assert view.num_tokens <= max_tokens, "max_length <= max_tokens keeps every view within a pack"
-        if strategy == "per_turn" or not trees or trees[-1].num_tokens + trees[-1].new_tokens(view.ids) > max_tokens:
+        if strategy == "per_turn" or not trees or not trees[-1].add(view, max_tokens):
             trees.append(Tree())
-        trees[-1].add(view)
-    return [tree.layout() for tree in trees]
+            trees[-1].add(view)
+    return trees
+
+
+def _sort_key(views: Sequence[View]) -> bytes:
+    """Conversations in the order of their last context stand beside those that they share most with."""
+    return views[-1].ids.astype(">u4").tobytes() if views else b""
+
+
+def _merge_neighbours(conversations: Sequence[Sequence[View]], max_tokens: int, limit: int) -> list[Tree]:
+    """Each conversation joins the tree of the one before, where that saves enough and stays within `limit`."""
+    trees: list[Tree] = []
+    for views in conversations:
+        for tree in _build_trees(views, "single_pass", max_tokens):
+            shared = trees[-1].shared_tokens(tree) if trees else 0
+            if shared >= _WORTHWHILE * tree.num_tokens and trees[-1].num_tokens + tree.num_tokens - shared <= limit:
+                trees[-1].add_all(tree)
+            else:
+                trees.append(tree)
+    return trees
+
+
+def _busiest(trees: Sequence[Tree], num_processes: int) -> int:
+    """Tokens of the process that has most, when the largest tree goes to the least loaded one."""
+    loads = [0] * num_processes
+    for size in sorted((tree.num_tokens for tree in trees), reverse=True):
+        loads[loads.index(min(loads))] += size
+    return max(loads)
 
 
 def build_packs(layouts: Sequence[Layout], max_tokens: int, num_processes: int = 1) -> list[list[Pack]]:

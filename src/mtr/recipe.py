@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mtr.errors import UserError
+from mtr.shapes import Format
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -65,7 +66,7 @@ class ThinkingSection(Section):
 
 class Source(Section):
     path: str
-    """A file (.jsonl, .json, .parquet, .csv, .arrow; .gz too), a glob, a folder, or a Hub id."""
+    """A file (.jsonl, .json, .parquet, .csv, .arrow; compressed too), a glob, a folder, or a Hub id."""
     name: str | None = None
     """The configuration of a Hub data set."""
     split: str = "train"
@@ -73,6 +74,8 @@ class Source(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How often an epoch holds each row: 0.5 takes every second row, 2.0 takes each row twice."""
     revision: str | None = None
+    format: Format | None = None
+    """The shape of its rows; null: data.format."""
 
 
 def _as_sources(value: Any) -> Any:
@@ -91,13 +94,45 @@ def _as_date(value: Any) -> Any:
     return value
 
 
+class FilterSection(Section):
+    """Conversations outside these limits are not trained; they are counted."""
+
+    min_turns: Positive | None = None
+    """A turn is an assistant message."""
+    max_turns: Positive | None = None
+    min_messages: Positive | None = None
+    max_messages: Positive | None = None
+
+    @model_validator(mode="after")
+    def _some_fit(self) -> Self:
+        for unit in ("turns", "messages"):
+            least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
+            if least and most and least > most:
+                raise ValueError(f"min_{unit} ({least}) is above max_{unit} ({most}), so no row would be left")
+        return self
+
+
+Column = Literal["conversations", "system", "prompt", "completion", "instruction", "input", "output", "history"]
+
+
 class DataSection(Section):
     train: Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length=1)]
     eval: Annotated[list[Source], BeforeValidator(_as_sources)] = []
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Hold back this share of data.train for evaluation. `eval: 0.05` is short for it."""
+    format: Format = "auto"
+    """The shape of the rows; auto: each source's first row tells."""
     messages: str = "messages"
     """The column that holds the messages."""
     tools: str = "tools"
     """The column that holds the tools; rows without it have none."""
+    columns: dict[Column, str | None] = {}
+    """Names of the other shapes' columns where they are not the usual ones; null: not read."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """skip: count a bad row, write it to rejects.jsonl, go on."""
+    filter: FilterSection = FilterSection()
+    group_by: str | None = None
+    """A column: rows with the same value stay together under shuffling and, where they fit, in one step."""
     streaming: bool = True
     """Read Hub data as it comes, without downloading it first. Local files are always read row by row."""
     shuffle: bool = True
@@ -106,9 +141,24 @@ class DataSection(Section):
     num_workers: Annotated[int, Field(ge=0)] | None = None
     """Background processes that prepare steps; null: 2 beside an accelerator, else none."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _share_for_eval(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and type(raw.get("eval")) in (int, float):
+            raw = {**raw, "eval": [], "eval_fraction": raw["eval"]}
+        return raw
+
+    @model_validator(mode="after")
+    def _one_evaluation(self) -> Self:
+        if self.eval and self.eval_fraction:
+            raise ValueError("eval_fraction holds back a share of data.train, and data.eval names other data: keep one")
+        return self
+
 
 class SequenceSection(Section):
     strategy: Literal["single_pass", "per_turn"] = "single_pass"
+    merge: Literal["conversation", "step"] = "conversation"
+    """What forms one tree: the turns of a conversation, or of all conversations of a step that share a prefix."""
     max_length: Positive = 4096
     """Longest path from root to leaf in tokens: what inference would see."""
     max_tokens: Positive | Literal["auto"] = 16384
@@ -247,7 +297,9 @@ _FREE_KEYS = (
     "model.attention",
     "data.eval",
     "data.num_workers",
+    "data.on_bad_row",
     "sequence.strategy",
+    "sequence.merge",
     "sequence.max_tokens",
     "generation",
     "training.output_dir",

@@ -21,9 +21,10 @@ from mtr.batch import Batch, build_batch
 from mtr.conversation import Conversation
 from mtr.data import Mixture, Stream
 from mtr.errors import UserError
-from mtr.layout import Layout, View
-from mtr.packing import build_layouts, build_packs
+from mtr.layout import View
+from mtr.packing import build_packs, merge_conversations
 from mtr.recipe import Recipe, SequenceSection
+from mtr.rejects import Rejected
 from mtr.rendering import Renderer, Turn
 
 
@@ -46,6 +47,8 @@ class Counts:
     untrained_rows: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     """Turns that are trained, with something to know about them."""
+    skipped_rows: Counter[str] = field(default_factory=Counter)
+    """Bad rows and those outside the recipe's limits, by reason."""
 
     def add(self, other: Counts) -> None:
         for name, value in vars(other).items():
@@ -65,6 +68,8 @@ class Step:
     position: int
     """Rows taken when the step is done."""
     epoch: float
+    rejects: tuple[Rejected, ...] = ()
+    """Rows of the step that were passed over."""
 
 
 def fit_turns(turns: Sequence[Turn], sequence: SequenceSection, where: str) -> list[Turn]:
@@ -133,35 +138,43 @@ class Builder:
     def views(self, conversation: Conversation) -> list[View]:
         return weigh(self.turns(conversation), self.recipe.loss.weighting)
 
-    def layouts(self, conversation: Conversation) -> tuple[list[Layout], Counts]:
-        turns = self.turns(conversation)
-        views = weigh(turns, self.recipe.loss.weighting)
-        sequence = self.recipe.sequence
-        layouts = build_layouts(views, sequence.strategy, sequence.budget)
-        counts = Counts(
-            conversations=int(bool(views)),
-            turns=len(views),
-            tokens=sum(layout.num_tokens for layout in layouts),
-            supervised_tokens=sum(len(view.completion_ids) for view in views),
-            per_turn_tokens=sum(view.num_tokens for view in views),
-            trees=len(layouts),
-            untrained_turns=Counter(turn.reason for turn in turns if turn.reason is not None),
-            untrained_rows=Counter([] if views else ["no turn of it is trained"]),
-            notes=Counter(note for turn in turns if turn.trained for note in turn.notes),
-        )
-        return layouts, counts
-
-    def step(self, conversations: Iterable[Conversation], position: int, epoch: float) -> Step:
-        layouts: list[Layout] = []
+    def step(self, rows: Iterable[Conversation | Rejected], position: int, epoch: float) -> Step:
+        """
+        Args:
+            rows: of the whole step, those that are passed over included.
+        """
         counts = Counts()
-        for conversation in conversations:
-            own, own_counts = self.layouts(conversation)
-            layouts += own
-            counts.add(own_counts)
-        packs = build_packs(layouts, self.recipe.sequence.budget, self.num_processes)[self.process]
+        rejects: list[Rejected] = []
+        views: list[list[View]] = []
+        for row in rows:
+            if isinstance(row, Rejected):
+                rejects.append(row)
+                counts.skipped_rows[row.reason] += 1
+                continue
+            turns = self.turns(row)
+            views.append(weigh(turns, self.recipe.loss.weighting))
+            counts.add(count_views(turns, views[-1]))
+        sequence = self.recipe.sequence
+        layouts = merge_conversations(views, sequence.strategy, sequence.merge, sequence.budget, self.num_processes)
+        counts.tokens = sum(layout.num_tokens for layout in layouts)
+        counts.trees = len(layouts)
+        packs = build_packs(layouts, sequence.budget, self.num_processes)[self.process]
         batches = tuple(build_batch(pack, self.pad_to_multiple_of) for pack in packs)
         weight_sum = float(sum(layout.weight.sum() for layout in layouts))
-        return Step(batches, weight_sum, counts, position, epoch)
+        return Step(batches, weight_sum, counts, position, epoch, tuple(rejects))
+
+
+def count_views(turns: Sequence[Turn], views: Sequence[View]) -> Counts:
+    """What one conversation adds to the counts of a step, its trees left out."""
+    return Counts(
+        conversations=int(bool(views)),
+        turns=len(views),
+        supervised_tokens=sum(len(view.completion_ids) for view in views),
+        per_turn_tokens=sum(view.num_tokens for view in views),
+        untrained_turns=Counter(turn.reason for turn in turns if turn.reason is not None),
+        untrained_rows=Counter([] if views else ["no turn of it is trained"]),
+        notes=Counter(note for turn in turns if turn.trained for note in turn.notes),
+    )
 
 
 class IndexedSteps(Dataset[Step | UserError]):
@@ -179,7 +192,7 @@ class IndexedSteps(Dataset[Step | UserError]):
         self.steps_per_epoch = -(-len(self._order[1]) // self._size)
 
     def _epoch(self, epoch: int) -> Any:
-        return self._data.epoch(epoch, self._seed, self._shuffle)
+        return self._data.epoch(epoch, self._seed, self._shuffle, self._size)
 
     def __getitem__(self, number: int) -> Step | UserError:
         epoch, index = divmod(number, self.steps_per_epoch)
@@ -189,8 +202,8 @@ class IndexedSteps(Dataset[Step | UserError]):
         rows = order[index * self._size : (index + 1) * self._size]
         position = epoch * len(order) + min((index + 1) * self._size, len(order))
         try:
-            conversations = [self._data.conversation(int(row)) for row in rows]
-            return self._builder.step(conversations, position, position / len(order))
+            taken = [self._data.take(int(row)) for row in rows]
+            return self._builder.step(taken, position, position / len(order))
         except UserError as error:
             return error
 
@@ -210,9 +223,9 @@ class StreamedSteps(IterableDataset[Step | UserError]):
         try:
             for epoch in range(2**31):
                 before = position
-                group: list[Conversation] = []
-                for conversation in self._data.conversations(epoch, training.seed, self._shuffle):
-                    group.append(conversation)
+                group: list[Conversation | Rejected] = []
+                for row in self._data.rows(epoch, training.seed, self._shuffle):
+                    group.append(row)
                     position += 1
                     if len(group) == training.conversations_per_step:
                         if number >= self._start:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from mtr import checkpoint
 from mtr.backend import choose_backends, pad_to_multiple_of
 from mtr.conversation import Conversation
-from mtr.data import Mixture, Stream, open_data
+from mtr.data import Mixture, Stream, describe_data, open_data, open_training_data
 from mtr.device import keep_freed_memory, peak_memory
 from mtr.display import RunDisplay
 from mtr.errors import UserError
@@ -51,6 +51,7 @@ from mtr.model import (
 )
 from mtr.optim import advance, build_optimizer, build_schedule
 from mtr.recipe import Recipe, differing_keys
+from mtr.rejects import RejectsFile
 from mtr.steps import Builder, Counts, IndexedSteps, Step, StreamedSteps, iterate_steps
 
 
@@ -144,8 +145,8 @@ class _Run:
         )
         rank, processes = self.process.process_index, self.process.num_processes
         self.builder = Builder(recipe, self.renderer, rank, processes, pad_to_multiple_of(backends))
-        self.eval_data, self.held_out = _open_eval(recipe)
-        data = open_data(recipe.data, recipe.data.train)
+        data, held_back = open_training_data(recipe.data, recipe.training.seed)
+        self.eval_data, self.held_out = _open_eval(recipe, held_back)
         steps = _open_steps(self.builder, data, self.start)
         self.num_steps = _count_steps(recipe, steps)
         numbers = range(self.start, self.num_steps)
@@ -170,8 +171,11 @@ class _Run:
         self.metrics = _begin_files(recipe, self.process, self.summary, overwrite) if main else None
         if resume and not resume_from:
             self.display.say(f"note       no checkpoint in {self.output_dir}: starting from the beginning")
-        rows = len(data) if isinstance(data, Mixture) else None
+        self.rejects = RejectsFile(self.output_dir / "rejects.jsonl") if main else None
+        rows = data.num_rows if isinstance(data, Mixture) else None
         self.display.begin(self.model, adapted_modules(self.model), " or ".join(backends), self.process, rows)
+        for note in describe_data(data) if main else []:
+            self.display.say(f"note       {note}")
         self.began = time.perf_counter()
 
     def update(self, step: Step) -> None:
@@ -186,6 +190,8 @@ class _Run:
         summary.epoch = step.epoch
         summary.seconds += seconds
         summary.counts.add(step.counts)
+        if self.rejects:
+            self.rejects.write(step.rejects)
         line = {"step": summary.steps, "epoch": step.epoch, "loss": loss, "learning_rate": rate, "grad_norm": grad_norm}
         line |= throughput(step.counts, seconds) | {"position": step.position, **self._memory()}
         if summary.steps % training.logging_steps == 0 or summary.steps == self.num_steps:
@@ -220,6 +226,8 @@ class _Run:
         line |= throughput(counts, time.perf_counter() - began) | self._memory()
         self._write(line)
         self.display.evaluated(line)
+        for reason, number in counts.skipped_rows.items():
+            self.display.say(f"skipped    {number:,} rows of the evaluation: {reason}")
         self.began = time.perf_counter()
 
     def generate(self) -> None:
@@ -321,14 +329,14 @@ def _open_steps(builder: Builder, data: Mixture | Stream, start: int) -> Indexed
     return StreamedSteps(builder, data, shuffle, start)
 
 
-def _open_eval(recipe: Recipe) -> tuple[Mixture | None, list[Conversation]]:
+def _open_eval(recipe: Recipe, held_back: Mixture | None) -> tuple[Mixture | None, list[Conversation]]:
     """The evaluation data, and the conversations of it that are played."""
-    if not recipe.data.eval:
-        return None, []
-    data = open_data(recipe.data, recipe.data.eval)
+    data: Mixture | Stream | None = held_back
+    if recipe.data.eval:
+        data = open_data(recipe.data, recipe.data.eval)
     if isinstance(data, Stream):
         raise UserError("data.eval: a Hub stream has no end; set data.streaming to false to evaluate on it")
-    return data, [data.conversation(i) for i in range(min(recipe.generation.conversations, len(data)))]
+    return (None, []) if data is None else (data, list(data.first(recipe.generation.conversations)))
 
 
 def _num_workers(recipe: Recipe) -> int:
@@ -362,8 +370,9 @@ def _with_work_ahead(stream: Iterator[Step]) -> Iterator[Step]:
 
 
 def _reasons(counts: Counts) -> str:
-    reasons = Counter(counts.untrained_turns)
-    return "; ".join(f"{n} turns: {reason}" for reason, n in reasons.most_common(3)) or "no turns"
+    turns = [f"{n} turns: {reason}" for reason, n in counts.untrained_turns.most_common(3)]
+    rows = [f"{n} rows: {reason}" for reason, n in counts.skipped_rows.most_common(3)]
+    return "; ".join(turns + rows) or "no turns"
 
 
 def _accelerator(model: Any) -> Accelerator:

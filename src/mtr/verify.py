@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtr.backend import choose_backends, pad_to_multiple_of
 from mtr.batch import build_batch
-from mtr.data import Mixture, open_data
+from mtr.data import open_data
 from mtr.device import pick_device
 from mtr.errors import UserError
 from mtr.layout import View
@@ -28,7 +28,7 @@ from mtr.model import (
     use_own_attention,
     use_tree_attention,
 )
-from mtr.packing import build_layouts, build_packs
+from mtr.packing import build_packs, merge_conversations
 from mtr.recipe import Recipe
 from mtr.steps import Builder, weigh
 
@@ -110,10 +110,7 @@ def first_views(recipe: Recipe, builder: Builder, conversations: int) -> list[li
         UserError: there is no turn to train among them.
     """
     data = open_data(recipe.data, recipe.data.train)
-    if isinstance(data, Mixture):
-        first = (data.conversation(i) for i in range(min(conversations, len(data))))
-    else:
-        first = (c for c, _ in zip(data.conversations(0, 0, shuffle=False), range(conversations), strict=False))
+    first = data.first(conversations)
     rendered = [builder.turns(conversation) for conversation in first]
     views = [own for turns in rendered if (own := weigh(turns, recipe.loss.weighting))]
     if not views:
@@ -148,7 +145,7 @@ def _single_pass(
 ) -> float:
     use_tree_attention(tree_model.model)
     budget = recipe.sequence.budget
-    layouts = [layout for group in views for layout in build_layouts(group, "single_pass", budget)]
+    layouts = merge_conversations(views, "single_pass", recipe.sequence.merge, budget)
     total = 0.0
     for pack in build_packs(layouts, budget)[0]:
         batch = build_batch(pack, pad_to_multiple_of(tree_model.backends))
