@@ -112,6 +112,14 @@ class Mixture:
             index -= len(rows)
         raise UserError(f"the data has {len(self)} rows, counted from 0")
 
+    def where(self, index: int) -> str:
+        """File and row, without reading it."""
+        for rows, _ in self.sources:
+            if index < len(rows):
+                return rows.where(index)
+            index -= len(rows)
+        return f"row {index}"
+
     def epoch(self, epoch: int, seed: int, shuffle: bool) -> Ints:
         """Row numbers of one epoch: each source as often as its weight says."""
         rng = np.random.default_rng((seed, epoch))

@@ -8,6 +8,9 @@ of the step without asking each other, and no process waits for data that anothe
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,16 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from mtr.batch import Batch, build_batch
 from mtr.conversation import Conversation
 from mtr.data import Mixture, Stream
-from mtr.errors import UserError
-from mtr.layout import Layout, View
-from mtr.packing import build_layouts, build_packs
+from mtr.errors import UserError, WorkerError
+from mtr.layout import Ints, Layout, View
+from mtr.packing import BY_TOKENS, Cost, Pack, build_layouts, build_packs, imbalance
 from mtr.recipe import Recipe, SequenceSection
 from mtr.rendering import Renderer, Turn
+
+_PREEMPTION = ("SIGUSR1", "SIGUSR2", "SIGHUP")
+"""Beside SIGTERM and SIGINT, what a scheduler may send to every process of a job."""
 
 
 @dataclass
@@ -65,6 +72,12 @@ class Step:
     position: int
     """Rows taken when the step is done."""
     epoch: float
+    rows: tuple[str, ...] = ()
+    """File and row of each conversation, those without a trained turn included."""
+    rounds: int = 0
+    """Most packs that any process has."""
+    imbalance: float = 1.0
+    """Cost of the costliest process over the mean of all."""
 
 
 def fit_turns(turns: Sequence[Turn], sequence: SequenceSection, where: str) -> list[Turn]:
@@ -94,7 +107,7 @@ def fit_turns(turns: Sequence[Turn], sequence: SequenceSection, where: str) -> l
     return fitted
 
 
-def weigh(turns: Sequence[Turn], weighting: str) -> list[View]:
+def weigh(turns: Sequence[Turn], weighting: str, where: str = "") -> list[View]:
     """Views of the trained turns, each completion token with its weight in the loss.
 
     With m the weight of a message: `token` gives each token m; `turn` gives m / tokens of the turn; `conversation`
@@ -112,6 +125,7 @@ def weigh(turns: Sequence[Turn], weighting: str) -> list[View]:
                 np.array(turn.completion_ids, np.int64),
                 np.full(tokens, turn.weight / norm),
                 turn.turn,
+                where,
             )
         )
     return views
@@ -126,6 +140,7 @@ class Builder:
     process: int = 0
     num_processes: int = 1
     pad_to_multiple_of: int = 1
+    cost: Cost = BY_TOKENS
 
     def turns(self, conversation: Conversation) -> list[Turn]:
         return fit_turns(self.renderer.render(conversation), self.recipe.sequence, conversation.where)
@@ -135,7 +150,7 @@ class Builder:
 
     def layouts(self, conversation: Conversation) -> tuple[list[Layout], Counts]:
         turns = self.turns(conversation)
-        views = weigh(turns, self.recipe.loss.weighting)
+        views = weigh(turns, self.recipe.loss.weighting, conversation.where)
         sequence = self.recipe.sequence
         layouts = build_layouts(views, sequence.strategy, sequence.budget)
         counts = Counts(
@@ -153,15 +168,29 @@ class Builder:
 
     def step(self, conversations: Iterable[Conversation], position: int, epoch: float) -> Step:
         layouts: list[Layout] = []
-        counts = Counts()
+        counts, rows = Counts(), []
         for conversation in conversations:
             own, own_counts = self.layouts(conversation)
             layouts += own
             counts.add(own_counts)
-        packs = build_packs(layouts, self.recipe.sequence.budget, self.num_processes)[self.process]
-        batches = tuple(build_batch(pack, self.pad_to_multiple_of) for pack in packs)
+            rows.append(conversation.where)
+        packs = build_packs(layouts, self.recipe.sequence.budget, self.num_processes, self.cost)
+        batches = [self.batch(pack) for pack in packs[self.process]]
         weight_sum = float(sum(layout.weight.sum() for layout in layouts))
-        return Step(batches, weight_sum, counts, position, epoch)
+        return Step(
+            tuple(batches),
+            weight_sum,
+            counts,
+            position,
+            epoch,
+            rows=tuple(rows),
+            rounds=max(map(len, packs)),
+            imbalance=imbalance(packs, self.cost) if self.num_processes > 1 else 1.0,
+        )
+
+    def batch(self, pack: Pack) -> Batch:
+        batch = build_batch(pack, self.pad_to_multiple_of)
+        return replace(batch, pack=pack) if self.recipe.sequence.on_oom == "split" else batch
 
 
 class IndexedSteps(Dataset[Step | UserError]):
@@ -177,6 +206,8 @@ class IndexedSteps(Dataset[Step | UserError]):
         if not len(self._order[1]):
             raise UserError("data.train: the weights of the sources leave no row in an epoch; raise weight")
         self.steps_per_epoch = -(-len(self._order[1]) // self._size)
+        self.at_work: Tensor | None = None
+        """[workers, 3] shared: process id, step and row that each worker prepares."""
 
     def _epoch(self, epoch: int) -> Any:
         return self._data.epoch(epoch, self._seed, self._shuffle)
@@ -189,10 +220,24 @@ class IndexedSteps(Dataset[Step | UserError]):
         rows = order[index * self._size : (index + 1) * self._size]
         position = epoch * len(order) + min((index + 1) * self._size, len(order))
         try:
-            conversations = [self._data.conversation(int(row)) for row in rows]
-            return self._builder.step(conversations, position, position / len(order))
+            return self._builder.step(self._conversations(number, rows), position, position / len(order))
         except UserError as error:
             return error
+
+    def _conversations(self, number: int, rows: Ints) -> Iterator[Conversation]:
+        """One by one, and marked while it is prepared, so that a worker that dies can be traced to its row."""
+        worker = get_worker_info()
+        for row in rows.tolist():
+            if worker is not None and self.at_work is not None:
+                self.at_work[worker.id] = torch.tensor([os.getpid(), number, row])
+            yield self._data.conversation(row)
+
+    def died(self, pids: Sequence[int]) -> str:
+        """What the workers of these process ids were at."""
+        if self.at_work is None:
+            return ""
+        marks = [mark for mark in self.at_work.tolist() if mark[0] in pids]
+        return "; ".join(f"step {number + 1}, {self._data.where(row)}" for _, number, row in marks)
 
 
 class StreamedSteps(IterableDataset[Step | UserError]):
@@ -235,6 +280,8 @@ def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_worke
         UserError: a row is bad; the steps before it have been yielded.
     """
     indexed = isinstance(steps, IndexedSteps)
+    if isinstance(steps, IndexedSteps) and num_workers:
+        steps.at_work = torch.full((num_workers, 3), -1).share_memory_()  # type: ignore[no-untyped-call]
     loader: DataLoader[Step | UserError] = DataLoader(
         steps,
         batch_size=None,
@@ -244,10 +291,27 @@ def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_worke
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=_quiet_worker,
     )
-    for _, step in zip(numbers, loader, strict=False):
+    prepared = iter(loader)
+    for number in numbers:
+        try:
+            step = next(prepared)
+        except RuntimeError as error:
+            raise explain_worker(error, steps, number) from error
         if isinstance(step, UserError):
             raise step
         yield step
+
+
+def explain_worker(error: RuntimeError, steps: IndexedSteps | StreamedSteps, number: int) -> Exception:
+    """A worker that died (killed, out of memory) is for people, an exception in it is a bug."""
+    found = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error))
+    if found is None:
+        return error
+    at = steps.died([int(pid) for pid in found[1].split(",")]) if isinstance(steps, IndexedSteps) else ""
+    return WorkerError(
+        f"a process that prepares data died at {at or f'step {number + 1}'} "
+        f"({' '.join(str(error).split())[:200]}); look for an out-of-memory kill, or lower data.num_workers"
+    )
 
 
 def _same(step: Any) -> Any:
@@ -255,4 +319,7 @@ def _same(step: Any) -> Any:
 
 
 def _quiet_worker(_: int) -> None:
+    """Signals are for the main process, which ends its workers by itself."""
     torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGINT, *(getattr(signal, n) for n in _PREEMPTION if hasattr(signal, n))):
+        signal.signal(number, signal.SIG_IGN)
