@@ -64,7 +64,7 @@ class RunDisplay:
         self.say(f"model      {recipe.model.name_or_path}")
         self.say(
             f"           {total:,} parameters ({model.dtype}), {trainable:,} trained, attention {backend} "
-            f"on {state.device}, {state.num_processes} process(es)"
+            f"on {state.device.type}, {state.num_processes} process(es)"
         )
         if adapted:
             self.say(f"LoRA on    {', '.join(adapted)}")

@@ -277,7 +277,8 @@ class Run:
             shares = everyones(self.accelerator, mine)
         if self._agree_to_stop():
             return
-        played = [turn for share in shares for turn in share]
+        order = {conversation.where: i for i, conversation in enumerate(self.held_out)}
+        played = sorted((turn for share in shares for turn in share), key=lambda turn: order[turn.conversation])
         self.summary.exact_match.append(exact_match(played))
         if self.process.is_main_process:
             _write_played(self.output_dir, self.summary.steps, played)
