@@ -119,7 +119,8 @@ def save_checkpoint(
     partial.rename(final)
     _sync(output_dir)
     if keep is not None:
-        for number, old in _checkpoints(output_dir)[:-keep]:
+        older = [found for found in _checkpoints(output_dir) if found[0] <= step]  # newer ones are damaged
+        for number, old in older[:-keep]:
             if number != best:
                 _remove(old)
     return final

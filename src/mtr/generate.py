@@ -37,7 +37,8 @@ class Played:
         return self.response == self.reference
 
     def as_row(self) -> dict[str, Any]:
-        return {**asdict(self), "exact_match": self.exact_match}
+        row = {**asdict(self), "exact_match": self.exact_match}
+        return {key: value for key, value in row.items() if value is not None}
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ class TreeModel(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """[T, hidden size]: each token's last hidden state, as its own separate pass would compute it."""
-        if len(self.backends) > 1:
+        if len(self.backends) > 1 and len(batch.predictor):  # not on a pack that is only there to take part
             config = text_config(base_model(self.model).config)
             self.backends = (fastest(self.backends, config, batch.tree, self.spans, self._compute_dtype()),)
         tree = TreeAttention(batch.tree, self.spans, self.backends[0])
@@ -75,7 +75,6 @@ class TreeModel(nn.Module):
         dtype: torch.dtype = self.model.dtype
         return dtype
 
-    def forward(self, batch: Batch | None, touch: bool = False) -> Tensor:
     def forward(self, batch: Batch | None, touch: bool = False, run: Callable[[], Any] | None = None) -> Any:
         """sum(weight * nll) of a pack; 0 without one.
 
@@ -200,7 +199,6 @@ def compute_dtype(recipe: Recipe, config: Any, dtype: str | None = None) -> torc
     return DTYPES[asked] if asked != "auto" else stored
 
 
-def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None) -> Any:
 def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None, quantise: bool = False) -> Any:
     """The causal LM with LoRA (or trained whole), on `device`, without dropout of its own.
 
@@ -284,6 +282,7 @@ def _add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
             warnings.filterwarnings(
                 "ignore", message=".*keys did not match any targeted module", category=RuntimeWarning
             )
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # said above
             adapted = get_peft_model(model, config)
     except (ValueError, re.error) as error:
         raise UserError(f"lora: {_first_line(error)}") from None

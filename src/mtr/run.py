@@ -49,7 +49,7 @@ from mtr.model import (
 from mtr.optim import advance, build_optimizer, build_schedule
 from mtr.processes import build_accelerator, cost_of, everyones, highest, is_sharded, spread, start_processes
 from mtr.recipe import Recipe, differing_keys
-from mtr.steps import Builder, Counts, IndexedSteps, Step, StreamedSteps, explain_worker, iterate_steps
+from mtr.steps import Builder, Counts, IndexedSteps, Step, StreamedSteps, iterate_steps
 from mtr.summary import Summary
 from mtr.tracking import check_trackers, start_tracking, track
 
@@ -84,7 +84,6 @@ class Run:
         self.held_out = _held_out(recipe, self.eval_data)
         data = open_data(recipe.data, recipe.data.train)
         steps = _open_steps(self.builder, data, self.start)
-        self.steps = steps
         self.num_steps = _count_steps(recipe, steps)
         numbers = range(self.start, self.num_steps)
         self.stream = _with_work_ahead(iterate_steps(steps, numbers, _num_workers(recipe)))
@@ -363,13 +362,10 @@ class Run:
         self.process.wait_for_everyone()
 
     def explain(self, error: RuntimeError) -> Exception:
-        """What a RuntimeError in a step means; the error itself where that is not known.
-
-        The step may be half done, so nothing is saved: the last checkpoint is what there is.
-        """
+        """What a RuntimeError means; the error itself where that is not known."""
         if self.process.num_processes > 1 and _LOST.search(str(error)):
             return LostProcessError(f"process {self.process.process_index}: another process of the run ended")
-        return explain_worker(error, self.steps, self.summary.steps)
+        return error
 
     def close(self) -> None:
         self.accelerator.end_training()

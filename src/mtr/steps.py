@@ -8,12 +8,14 @@ of the step without asking each other, and no process waits for data that anothe
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -206,6 +208,7 @@ class IndexedSteps(Dataset[Step | UserError]):
         if not len(self._order[1]):
             raise UserError("data.train: the weights of the sources leave no row in an epoch; raise weight")
         self.steps_per_epoch = -(-len(self._order[1]) // self._size)
+        self._row = 0
         self.at_work: Tensor | None = None
         """[workers, 3] shared: process id, step and row that each worker prepares."""
 
@@ -223,11 +226,15 @@ class IndexedSteps(Dataset[Step | UserError]):
             return self._builder.step(self._conversations(number, rows), position, position / len(order))
         except UserError as error:
             return error
+        except Exception as error:
+            error.add_note(f"while step {number + 1} was prepared, {self._data.where(self._row)}")
+            raise
 
     def _conversations(self, number: int, rows: Ints) -> Iterator[Conversation]:
         """One by one, and marked while it is prepared, so that a worker that dies can be traced to its row."""
         worker = get_worker_info()
         for row in rows.tolist():
+            self._row = row
             if worker is not None and self.at_work is not None:
                 self.at_work[worker.id] = torch.tensor([os.getpid(), number, row])
             yield self._data.conversation(row)
@@ -280,6 +287,10 @@ def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_worke
         UserError: a row is bad; the steps before it have been yielded.
     """
     indexed = isinstance(steps, IndexedSteps)
+    leaving = torch.zeros(1, dtype=torch.int64)
+    if num_workers:
+        leaving.share_memory_()
+        atexit.register(leaving.fill_, 1)
     if isinstance(steps, IndexedSteps) and num_workers:
         steps.at_work = torch.full((num_workers, 3), -1).share_memory_()  # type: ignore[no-untyped-call]
     loader: DataLoader[Step | UserError] = DataLoader(
@@ -289,20 +300,32 @@ def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_worke
         num_workers=num_workers if indexed else min(num_workers, 1),
         collate_fn=_same,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=partial(_quiet_worker, leaving),
     )
+    prepared = _start_workers(loader)
+    try:
+        for number in numbers:
+            try:
+                step = next(prepared)
+            except RuntimeError as error:
+                raise _explain_worker(error, steps, number) from error
+            if isinstance(step, UserError):
+                raise step
+            yield step
+    finally:
+        leaving.fill_(1)
+
+
+def _start_workers(loader: DataLoader[Step | UserError]) -> Iterator[Step | UserError]:
+    """A worker's death shall be told where its step is asked for, not wherever the main process happens to be."""
+    before = signal.getsignal(signal.SIGCHLD)
     prepared = iter(loader)
-    for number in numbers:
-        try:
-            step = next(prepared)
-        except RuntimeError as error:
-            raise explain_worker(error, steps, number) from error
-        if isinstance(step, UserError):
-            raise step
-        yield step
+    if signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before)
+    return prepared
 
 
-def explain_worker(error: RuntimeError, steps: IndexedSteps | StreamedSteps, number: int) -> Exception:
+def _explain_worker(error: RuntimeError, steps: IndexedSteps | StreamedSteps, number: int) -> Exception:
     """A worker that died (killed, out of memory) is for people, an exception in it is a bug."""
     found = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error))
     if found is None:
@@ -318,8 +341,14 @@ def _same(step: Any) -> Any:
     return step
 
 
-def _quiet_worker(_: int) -> None:
-    """Signals are for the main process, which ends its workers by itself."""
+def _quiet_worker(leaving: Tensor, _: int) -> None:
+    """A scheduler signals every process of a job; only the main one acts on it, and ends its workers when it leaves."""
     torch.set_num_threads(1)
-    for number in (signal.SIGTERM, signal.SIGINT, *(getattr(signal, n) for n in _PREEMPTION if hasattr(signal, n))):
+
+    def terminate(number: int, _: Any) -> None:
+        if leaving.item():
+            os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGINT, *(getattr(signal, n) for n in _PREEMPTION if hasattr(signal, n))):
         signal.signal(number, signal.SIG_IGN)

@@ -64,8 +64,8 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summ
             except UserError as error:
                 run.save_after(error)
                 raise
-            except RuntimeError as error:  # a worker's death is told wherever the main process happens to be
-                raise run.explain(error) from error
+            except RuntimeError as error:  # of a collective call, when another process is gone
+                raise run.explain(error) from None
     run.close()
     return run.summary
 
