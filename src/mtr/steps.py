@@ -9,11 +9,11 @@ of the step without asking each other, and no process waits for data that anothe
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
-import re
 import signal
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -239,12 +239,11 @@ class IndexedSteps(Dataset[Step | UserError]):
                 self.at_work[worker.id] = torch.tensor([os.getpid(), number, row])
             yield self._data.conversation(row)
 
-    def died(self, pids: Sequence[int]) -> str:
-        """What the workers of these process ids were at."""
-        if self.at_work is None:
-            return ""
-        marks = [mark for mark in self.at_work.tolist() if mark[0] in pids]
-        return "; ".join(f"step {number + 1}, {self._data.where(row)}" for _, number, row in marks)
+    def died(self, alive: Collection[int | None]) -> str:
+        """What the workers were at that are not among these process ids."""
+        marks = [] if self.at_work is None else self.at_work.tolist()
+        lost = [mark for mark in marks if mark[0] > 0 and mark[0] not in alive]
+        return "; ".join(f"step {number + 1}, {self._data.where(row)}" for _, number, row in lost)
 
 
 class StreamedSteps(IterableDataset[Step | UserError]):
@@ -307,7 +306,7 @@ def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_worke
         for number in numbers:
             try:
                 step = next(prepared)
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:
                 raise _explain_worker(error, steps, number) from error
             if isinstance(step, UserError):
                 raise step
@@ -325,12 +324,13 @@ def _start_workers(loader: DataLoader[Step | UserError]) -> Iterator[Step | User
     return prepared
 
 
-def _explain_worker(error: RuntimeError, steps: IndexedSteps | StreamedSteps, number: int) -> Exception:
-    """A worker that died (killed, out of memory) is for people, an exception in it is a bug."""
-    found = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)", str(error))
-    if found is None:
+def _explain_worker(error: Exception, steps: IndexedSteps | StreamedSteps, number: int) -> Exception:
+    """A worker that died (killed, out of memory) is for people, an exception in it is a bug and stays what it is."""
+    alive = {child.pid for child in multiprocessing.active_children()}
+    at = steps.died(alive) if isinstance(steps, IndexedSteps) else ""
+    lost = at or isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker (pid" in str(error)
+    if not lost or "Caught " in str(error):
         return error
-    at = steps.died([int(pid) for pid in found[1].split(",")]) if isinstance(steps, IndexedSteps) else ""
     return WorkerError(
         f"a process that prepares data died at {at or f'step {number + 1}'} "
         f"({' '.join(str(error).split())[:200]}); look for an out-of-memory kill, or lower data.num_workers"
