@@ -37,7 +37,7 @@ def signalled(step: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return accumulate(*arguments)
 
-    mtr.train.accumulate = stopped
+    mtr.train.accumulate = stopped  # type: ignore[assignment]
 
 
 def killed(step: int) -> None:
@@ -49,7 +49,7 @@ def killed(step: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return accumulate(*arguments)
 
-    mtr.train.accumulate = dead
+    mtr.train.accumulate = dead  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from mtr.recipe import load_recipe
 from mtr.rendering import Renderer
 from mtr.train import Summary, train
 
+run_module, train_module = mtr.run, mtr.train
 Recipes = Callable[..., Path]
 Mtr = Callable[..., tuple[int, str, str]]
 Patch = pytest.MonkeyPatch
@@ -61,7 +62,7 @@ def recipe(write_recipe: Recipes, write_rows: Callable[..., Path]) -> Recipes:
         data = {"train": str(write_rows(rows)), "eval": str(write_rows(rows[:2], "eval.jsonl"))}
         training = {"max_steps": 6, "conversations_per_step": 2, "save_steps": 2, "eval_steps": 3}
         generation = {"conversations": 2, "max_new_tokens": 3}
-        merged = {"data": data, "training": training, "generation": generation}
+        merged: dict[str, Any] = {"data": data, "training": training, "generation": generation}
         for name, keys in sections.items():
             merged[name] = {**merged.get(name, {}), **keys}
         return write_recipe(**merged)
@@ -125,7 +126,7 @@ def test_a_signal_in_any_phase_saves_and_the_run_goes_on(
 
 
 def test_a_signal_in_the_export_lets_it_finish(recipe: Recipes, mtr: Mtr, monkeypatch: Patch, tmp_path: Path) -> None:
-    raise_at(monkeypatch, mtr.run, "write_model_card", signal.SIGTERM)
+    raise_at(monkeypatch, run_module, "write_model_card", signal.SIGTERM)
     assert mtr("train", recipe())[0] == 0
     assert (tmp_path / "run" / "README.md").exists()
 
@@ -134,7 +135,7 @@ def test_the_signal_of_a_scheduler_is_named_in_the_recipe(
     recipe: Recipes, mtr: Mtr, monkeypatch: Patch, tmp_path: Path
 ) -> None:
     path = recipe(training={"preempt_signal": "USR1"})
-    raise_at(monkeypatch, mtr.train, "accumulate", signal.SIGUSR1, 2)
+    raise_at(monkeypatch, train_module, "accumulate", signal.SIGUSR1, 2)
     code, _, err = mtr("train", path)
     assert code == 128 + signal.SIGUSR1
     assert "stopped by SIGUSR1 after step 2" in err
@@ -374,7 +375,7 @@ def test_gradients_of_a_backward_that_failed_are_dropped(
     failed: list[int] = []
 
     def failing(self: torch.Tensor, *arguments: Any, **options: Any) -> None:
-        backward(self, *arguments, **options)
+        backward(self, *arguments, **options)  # type: ignore[no-untyped-call]
         if len(failed) < 3:
             failed.append(1)
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -42,7 +42,7 @@ def differs(one: Path, other: Path) -> float:
     assert [line["step"] for line in mine] == [line["step"] for line in theirs]
     pairs = [(a[key], b[key]) for a, b in zip(mine, theirs, strict=True) for key in KEYS if key in a]
     assert len(pairs) > 20
-    return max(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs)
+    return float(max(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs))
 
 
 @pytest.fixture
@@ -214,18 +214,15 @@ def test_an_idle_pack_supervises_nothing() -> None:
 def test_the_cost_of_a_model_grows_with_context_and_vocabulary() -> None:
     from transformers import Qwen3Config
 
-    config = Qwen3Config(
-        hidden_size=4096, intermediate_size=12288, num_attention_heads=32, num_key_value_heads=8, head_dim=128,
-        num_hidden_layers=36, vocab_size=151936,
-    )  # fmt: skip
+    shape = {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8}
+    shape |= {"head_dim": 128, "num_hidden_layers": 36, "vocab_size": 151936}
+    config = Qwen3Config(**shape)
     cost = cost_of(config, trained_whole=True)
     layer = 4096 * 128 * (2 * 32 + 2 * 8) + 3 * 4096 * 12288
     assert cost.pair == pytest.approx(2 * 4096 / layer)
     assert cost.target == pytest.approx(151936 * 4096 / (36 * layer))
     assert cost_of(config, trained_whole=False).pair == pytest.approx(1.5 * cost.pair)
-    window = Qwen3Config(
-        **{**config.to_dict(), "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 18}
-    )
+    window = Qwen3Config(**shape, use_sliding_window=True, sliding_window=8, max_window_layers=18)
     assert dict(cost_of(window, trained_whole=True).spans) == {None: 0.5, 8: 0.5}
 
 

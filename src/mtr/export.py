@@ -45,7 +45,9 @@ def merge(run: Path, output: Path, dtype: str | None = None) -> dict[str, Any]:
     """
     from peft import PeftModel
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from mtr.model import unquantised
 
     recipe = _check_run(run, output)
     config = json.loads((run / "adapter_config.json").read_text())
@@ -53,10 +55,11 @@ def merge(run: Path, output: Path, dtype: str | None = None) -> dict[str, Any]:
     revision = recipe.model.revision if recipe else config.get("revision")
     load = {"revision": revision, "trust_remote_code": trust, "use_safetensors": True}
     try:
-        base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **load, **_unquantised(name, load))
+        stored = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
+        base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **load, **unquantised(stored))
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(f"{run}: the base model cannot be loaded from {name}: {_one_line(error)}") from None
-    saved_dtype = _dtype(dtype, base.config)
+    saved_dtype = _dtype(dtype, stored)
     ids = _sample(base)
     try:
         adapted = PeftModel.from_pretrained(base, str(run)).eval()
@@ -70,7 +73,9 @@ def merge(run: Path, output: Path, dtype: str | None = None) -> dict[str, Any]:
         raise UserError(f"{run}: the adapter cannot be merged: {_one_line(error)}") from None
     difference = _compare(wanted, _logits(merged, ids), f"{run}: merging changed the model")
 
-    merged.to(saved_dtype)
+    for parameter in merged.parameters():  # not the buffers: rotations stay in float32, as they do on loading
+        parameter.data = parameter.data.to(saved_dtype)
+    merged.config.dtype = saved_dtype
     rounded = _difference(wanted, _logits(merged, ids))
     merged.save_pretrained(str(output))
     AutoTokenizer.from_pretrained(str(run)).save_pretrained(str(output))
@@ -112,20 +117,11 @@ def _dtype(asked: str | None, config: Any) -> torch.dtype:
     from mtr.model import DTYPES
 
     if asked is None:
-        kept = getattr(config, "dtype", None)
-        return torch.bfloat16 if kept is None else getattr(torch, str(kept).removeprefix("torch."))
+        kept: torch.dtype | None = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+        return kept or torch.bfloat16
     if asked not in DTYPES:
         raise UserError(f"--dtype: {asked!r} is not one of {', '.join(DTYPES)}")
     return DTYPES[asked]
-
-
-def _unquantised(name: str, load: dict[str, Any]) -> dict[str, Any]:
-    from transformers import AutoConfig
-
-    from mtr.model import unquantised
-
-    config = AutoConfig.from_pretrained(name, **{k: v for k, v in load.items() if k != "use_safetensors"})
-    return unquantised(config)
 
 
 def _sample(model: Any) -> Tensor:
@@ -163,8 +159,8 @@ def _untie(base: Any, adapted: Any, config: dict[str, Any]) -> None:
     names = {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if module in (head, embeddings)}
     if touched & (names | {"lm_head", "embed_tokens"}):
         base.config.tie_word_embeddings = text.tie_word_embeddings = False
-        layer = head.base_layer if hasattr(head, "base_layer") else head
-        if hasattr(layer, "weight"):
+        layer = getattr(head, "base_layer", head)
+        if not hasattr(layer, "modules_to_save"):
             layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
 
 

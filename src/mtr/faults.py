@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 
 from mtr.batch import Batch
 from mtr.errors import DeviceMemoryError
@@ -123,6 +124,11 @@ _WAYS_OUT = (
     ": lower sequence.max_tokens (packs) or sequence.max_length (turns), set training.gradient_checkpointing to true, "
     "spread the model with training.parallel: fsdp2"
 )
+
+
+def is_write_error(error: Exception) -> bool:
+    """Of the file system; writers in Rust raise kinds of their own, which name the system's error."""
+    return isinstance(error, (OSError, SafetensorError)) or "os error" in str(error)
 
 
 def save_problem(error: Exception, folder: Path) -> str:

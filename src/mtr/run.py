@@ -31,7 +31,7 @@ from mtr.display import RunDisplay
 from mtr.errors import LostProcessError, NonFiniteError, SaveError, UserError, WorkerError
 from mtr.evaluate import evaluate, open_eval
 from mtr.export import push_to_hub, write_model_card
-from mtr.faults import PackSplitter, StopSignals, save_problem
+from mtr.faults import PackSplitter, StopSignals, is_write_error, save_problem
 from mtr.generate import Played, exact_match, play
 from mtr.memory import checkpoint_activations
 from mtr.metrics import MetricsFile, environment, replace_file, throughput, write_json
@@ -325,8 +325,10 @@ class Run:
                 training.save_total_limit,
                 best,
             )
-        except Exception as error:  # writers in Rust raise their own kinds
+        except Exception as error:
             checkpoint.remove_partial(self.output_dir)
+            if not is_write_error(error) and not isinstance(error, SaveError):
+                raise
             return save_problem(error, self.output_dir)
         return None
 
@@ -351,7 +353,9 @@ class Run:
             try:
                 checkpoint.save_model(self.model, self.tokenizer, self.output_dir, content.weights)
                 write_model_card(self.output_dir, self.recipe, self.summary)
-            except Exception as error:  # writers in Rust raise their own kinds
+            except Exception as error:
+                if not is_write_error(error):
+                    raise
                 problem = save_problem(error, self.output_dir)
                 raise SaveError(f"the result could not be written to {self.output_dir} ({problem})") from None
             if self.metrics:

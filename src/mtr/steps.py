@@ -288,7 +288,7 @@ def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_worke
     indexed = isinstance(steps, IndexedSteps)
     leaving = torch.zeros(1, dtype=torch.int64)
     if num_workers:
-        leaving.share_memory_()
+        leaving.share_memory_()  # type: ignore[no-untyped-call]
         atexit.register(leaving.fill_, 1)
     if isinstance(steps, IndexedSteps) and num_workers:
         steps.at_work = torch.full((num_workers, 3), -1).share_memory_()  # type: ignore[no-untyped-call]
