@@ -15,7 +15,7 @@ import torch
 from conftest import QUICKSTART
 
 from mtr import checkpoint
-from mtr.checkpoint import load_checkpoint, newest_checkpoint, remove_run, save_checkpoint
+from mtr.checkpoint import gather, load_checkpoint, newest_checkpoint, remove_run, save_checkpoint
 from mtr.errors import UserError
 from mtr.optim import build_optimizer, build_schedule
 from mtr.recipe import TrainingSection
@@ -45,7 +45,8 @@ class Run:
     def save(self, folder: Path, step: int, keep: int | None = None) -> Path:
         counters = {"empty_steps": 3, "nonfinite_steps": 1}
         folder.mkdir(exist_ok=True)
-        return save_checkpoint(folder, step, self.model, self.tokenizer, self.optimizer, self.schedule, counters, keep)
+        content = gather(self.model, self.optimizer, self.schedule)
+        return save_checkpoint(folder, step, self.model, self.tokenizer, content, counters, keep)
 
 
 def start(optim: str = "adamw_torch", lora: bool = True, seed: int = 0, modules: list[str] | None = None) -> Run:

@@ -14,7 +14,7 @@ from conftest import QUICKSTART
 
 from mtr import generate
 from mtr.conversation import Conversation, parse_row
-from mtr.generate import Played, exact_match, play
+from mtr.generate import Played, exact_match, gives_answer, play
 from mtr.rendering import Renderer
 
 
@@ -212,3 +212,31 @@ def test_conversations_side_by_side_say_what_each_says_alone(renderer: Renderer,
     alone = play(model, renderer, [short], 12) + play(model, renderer, [long], 12)
     assert sorted(together, key=str) == sorted(alone, key=str)
     assert all(turn.response for turn in together)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "right"),
+    [
+        ("42", "42", True),
+        (" 42 \n", "42", True),
+        ("The answer is 42.", "42", True),
+        ("First 42, then 43.", "42", False),
+        ("So 1,234 in all.", "1234", True),
+        ("It is 2.50 euros", "2.5", True),
+        (r"\boxed{x + 1}", "x + 1", True),
+        (r"\boxed{7} and then 8", "7", True),
+        (r"\boxed{7} and then 8", "8", False),
+        ("Paris", "paris", False),
+        ("The capital is Paris", "Paris", False),
+        ("", "42", False),
+        ("-3", "3", False),
+    ],
+)
+def test_an_answer_is_found_in_a_response(response: str, answer: str, right: bool) -> None:
+    assert gives_answer(response, answer) is right
+
+
+def test_the_last_turn_is_compared_with_the_answer_of_its_row() -> None:
+    assert Played("x", 1, "", "It is 7.", "7!", answer="7").exact_match
+    assert not Played("x", 1, "", "7!", "7!", answer="8").exact_match
+    assert Played("x", 1, "", "7!", "7!", answer="8").as_row()["answer"] == "8"

@@ -113,6 +113,8 @@ def test_throughput_has_the_names_of_the_contract() -> None:
         "num_per_turn_tokens": 250,
         "seconds": 0.5,
         "tokens_per_second": 200.0,
+        "supervised_tokens_per_second": 80.0,
+        "conversations_per_second": 4.0,
         "per_turn_tokens_per_second": 500.0,
     }
 

@@ -60,7 +60,7 @@ CONTRACT: dict[str, Any] = {
     "training.eval_steps": None,
     "training.save_steps": None,
     "training.seed": 42,
-    "training.report_to": "none",
+    "training.report_to": [],
 }
 
 
@@ -211,7 +211,7 @@ def test_a_wrong_type_is_refused_by_its_key(tmp_path: Path, raw: dict[str, Any],
         ("training.eval_steps", "0", "greater than 0"),
         ("training.save_steps", "0", "greater than 0"),
         ("training.seed", "-1", "greater than or equal to 0"),
-        ("training.report_to", "wandb", "(got 'wandb')"),
+        ("training.on_save_error", "ignore", "(got 'ignore')"),
         ("date", "2025-1-1", "'date'"),
     ],
 )

@@ -33,6 +33,10 @@ class Batch:
     """[N] float64"""
     num_tokens: int
     """Tokens of the layouts, padding left out."""
+    rows: tuple[str, ...] = ()
+    """File and row of each conversation in it."""
+    pack: Pack | None = None
+    """What it was made from, where it may have to be split."""
 
     @property
     def tree(self) -> Tree:
@@ -73,4 +77,5 @@ def build_batch(pack: Pack, pad_to_multiple_of: int = 1, pad_token_id: int = 0) 
         target_id=tensors["target_id"],
         weight=torch.from_numpy(np.concatenate([layout.weight for layout in pack.layouts])),
         num_tokens=start,
+        rows=tuple(dict.fromkeys(view.where for layout in pack.layouts for _, view in layout.leaves if view.where)),
     )

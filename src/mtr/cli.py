@@ -50,17 +50,48 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in output_dir.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in output_dir.")] = False,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="Start so many processes here, one a GPU; else this is the only one.")
+    ] = None,
 ) -> None:
     """Train as the recipe says; the adapter, the metrics and the resolved recipe go to training.output_dir."""
     with _errors():
         if resume and overwrite:
             raise UserError("--resume and --overwrite exclude each other")
+        if num_processes is not None:
+            from mtr.launch import launch
+
+            raise typer.Exit(launch(num_processes, recipe, overrides or [], resume, overwrite))
         loaded = _load(recipe, overrides)
         from mtr.train import train as run
 
         summary = run(loaded, resume=resume, overwrite=overwrite)
     if summary.stopped_by:
         raise typer.Exit(128 + summary.stopped_by)
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="output_dir of a run, or a checkpoint of it.")],
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to; RUN/merged by default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else the base model's.")] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the merged model, private if it is new.")
+    ] = None,
+) -> None:
+    """Merge a run's adapter into its base model; checks that the merged model says what the adapter says."""
+    with _errors():
+        _quiet_libraries()
+        from mtr.display import console, show_merge
+        from mtr.export import merge as merge_run
+        from mtr.export import push_to_hub as push
+
+        out = console(sys.stdout)
+        folder = output or run / "merged"
+        with _writing("--output", folder):
+            show_merge(merge_run(run, folder, dtype), out)
+        if push_to_hub:
+            out.print(push(folder, push_to_hub), markup=False)
 
 
 @app.command()
@@ -268,13 +299,13 @@ def _writing(option: str, path: object) -> Iterator[None]:
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """A UserError is one line on standard error, from the main process only, and exit code 2."""
+    """A UserError is one line on standard error and its exit code; of several processes one on each machine says it."""
     try:
         yield
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
+        if error.local or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise typer.Exit(error.exit_code) from None
 
 
 def _quiet_libraries() -> None:

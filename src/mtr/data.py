@@ -110,6 +110,11 @@ class Mixture:
         assert isinstance(taken, Conversation)
         return taken
 
+    def where(self, index: int) -> str:
+        """File and row, without reading it."""
+        source, at = self._find(index)
+        return source.rows.where(at)
+
     def take(self, index: int) -> Conversation | Rejected:
         """The conversation of a row, or why it is passed over.
 

@@ -5,6 +5,7 @@ All of it goes to standard error but what a command was asked to show. Without a
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -21,7 +22,7 @@ from mtr.recipe import Recipe
 if TYPE_CHECKING:
     from mtr.generate import Played
     from mtr.layout import Layout
-    from mtr.train import Summary
+    from mtr.summary import Summary
 
 
 def console(file: TextIO | None = None) -> Console:
@@ -63,7 +64,7 @@ class RunDisplay:
         self.say(f"model      {recipe.model.name_or_path}")
         self.say(
             f"           {total:,} parameters ({model.dtype}), {trainable:,} trained, attention {backend} "
-            f"on {state.device}, {state.num_processes} process(es)"
+            f"on {state.device.type}, {state.num_processes} process(es)"
         )
         if adapted:
             self.say(f"LoRA on    {', '.join(adapted)}")
@@ -85,13 +86,16 @@ class RunDisplay:
         self._progress.update(self._task, completed=line["step"], status=loss)
         if not self._console.is_terminal:
             norm = "" if line["grad_norm"] is None else f"  grad norm {line['grad_norm']:.3f}"
+            norm += "  no update: not finite" if line.get("skipped") == "not finite" else ""
             self.say(
                 f"step {line['step']}/{self._num_steps}  {loss}{norm}  lr {line['learning_rate']:.2e}  "
                 f"{line['tokens_per_second']:,.0f} tokens/s  ({line['per_turn_tokens_per_second']:,.0f} per-turn)"
             )
 
     def evaluated(self, line: dict[str, Any]) -> None:
-        self.say(f"step {line['step']}/{self._num_steps}  eval loss {line['eval_loss']:.4f}")
+        sources = line.get("eval_loss_by_source", {})
+        apart = f" ({', '.join(f'{name} {loss:.4f}' for name, loss in sources.items())})" if sources else ""
+        self.say(f"step {line['step']}/{self._num_steps}  eval loss {line['eval_loss']:.4f}{apart}")
 
     def played(self, step: int, played: Sequence[Played]) -> None:
         right = sum(turn.exact_match for turn in played)
@@ -100,12 +104,16 @@ class RunDisplay:
             f"step {step}: {right} of {len(played)} held-out turns answered exactly "
             f"({right / max(len(played), 1):.1%}), {conversations} conversations played turn by turn"
         )
+        for turn in played[:2]:
+            wanted = turn.reference if turn.answer is None else turn.answer
+            verdict = "right" if turn.exact_match else f"wrong, wanted {_cut(wanted, 60)!r}"
+            self.say(f"  {_tail(turn.conversation)}, turn {turn.turn}: {_cut(turn.response, 80)!r} ({verdict})")
 
     def end(self, summary: Summary) -> None:
         counts, seconds = summary.counts, max(summary.seconds, 1e-9)
         self.say("")
         if summary.stopped_by:
-            self.say(f"stopped by signal {summary.stopped_by} after step {summary.steps}; go on with --resume")
+            self.say(f"stopped by {_signal(summary.stopped_by)} after step {summary.steps}; go on with --resume")
         self.say(
             f"trained    {counts.conversations:,} conversations, {counts.turns:,} turns, "
             f"{counts.supervised_tokens:,} supervised tokens in {summary.steps:,} steps"
@@ -114,6 +122,11 @@ class RunDisplay:
             f"speed      {counts.tokens / seconds:,.0f} tokens/s; one pass per turn would have had to do "
             f"{counts.per_turn_tokens / seconds:,.0f} tokens/s"
         )
+        if summary.data_wait_seconds > 0.02 * seconds:
+            self.say(f"waiting    {summary.data_wait_seconds / seconds:.0%} of the time for data (data.num_workers)")
+        if summary.steps and summary.imbalance > 1.01 * summary.steps:
+            mean = summary.imbalance / summary.steps
+            self.say(f"processes  the busiest one had {mean:.2f} times the mean to do")
         for reason, number in counts.untrained_turns.most_common():
             self.say(f"not trained {number:,} turns: {reason}")
         for reason, number in counts.untrained_rows.most_common():
@@ -126,17 +139,44 @@ class RunDisplay:
             self.say(f"no update  {summary.empty_steps:,} steps had no turn to train")
         if summary.nonfinite_steps:
             self.say(f"no update  {summary.nonfinite_steps:,} steps had a loss or gradient that is not finite")
+            self.say(f"           their rows: {_some(summary.nonfinite_rows)}")
+        if summary.pack_splits:
+            self.say(f"memory     {summary.pack_splits:,} packs did not fit and were split")
+        if summary.failed_saves:
+            self.say(f"warning    {summary.failed_saves:,} checkpoints could not be written")
         if summary.loss is not None:
             evaluation = "" if summary.eval_loss is None else f", eval loss {summary.eval_loss:.4f}"
             self.say(f"loss       {summary.loss:.4f} in the last step{evaluation}")
         if len(summary.exact_match) == 2:
             before, after = summary.exact_match
             self.say(f"held out   {before:.1%} of turns answered exactly before training, {after:.1%} after")
-        kind = "adapter" if self._recipe.lora else "model"
-        self.say(f"{kind:<11}{summary.output_dir}")
+        if summary.stopped_by is None:
+            kind = "adapter" if self._recipe.lora else "model"
+            self.say(f"{kind:<11}{summary.output_dir}")
 
     def say(self, text: str) -> None:
         self._console.print(escape(text))
+
+
+def _signal(number: int) -> str:
+    return signal.Signals(number).name
+
+
+def _tail(where: str) -> str:
+    """A row's name without the folders of its file."""
+    return where.rsplit("/", 1)[-1]
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")
+
+
+def show_merge(result: dict[str, Any], out: Console) -> None:
+    out.print(
+        f"merged logits equal the adapter's within {result['difference']:.1e} of the largest one in float32 "
+        f"(tolerance {result['tolerance']:.0e}); as {result['dtype']} within {result['after_rounding']:.1e}"
+    )
+    out.print(f"merged     {result['output']}")
 
 
 def show_verification(result: dict[str, Any], out: Console) -> None:

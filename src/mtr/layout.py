@@ -37,6 +37,8 @@ class View:
     """Of each completion token in the loss."""
     turn: int = 0
     """Index of the turn in its conversation."""
+    where: str = ""
+    """File and row of the conversation, for messages to people."""
 
     @property
     def ids(self) -> Ints:
@@ -244,7 +246,7 @@ def unroll(layout: Layout) -> list[View]:
     for leaf, view in layout.leaves:
         ids = layout.input_ids[path_to(layout, leaf)]
         first = len(view.prompt_ids)
-        views.append(View(ids[:first], ids[first:], view.weights, view.turn))
+        views.append(View(ids[:first], ids[first:], view.weights, view.turn, view.where))
     return views
 
 

@@ -14,6 +14,7 @@ import torch
 
 from mtr import __version__
 from mtr.device import device_name
+from mtr.errors import SaveError
 from mtr.steps import Counts
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
@@ -45,7 +46,9 @@ def throughput(counts: Counts, seconds: float) -> dict[str, Any]:
         "num_per_turn_tokens": counts.per_turn_tokens,
         "seconds": seconds,
         "tokens_per_second": counts.tokens / seconds,
+        "supervised_tokens_per_second": counts.supervised_tokens / seconds,
         "per_turn_tokens_per_second": counts.per_turn_tokens / seconds,
+        "conversations_per_second": counts.conversations / seconds,
     }
 
 
@@ -58,6 +61,16 @@ def write_json(path: Path | None, value: Any) -> str:
     return text
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Whole or not at all, whenever the process is killed."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
@@ -67,19 +80,51 @@ def _finite(value: Any) -> Any:
 
 
 class MetricsFile:
-    """metrics.jsonl, one line at a time. Only the main process writes."""
+    """metrics.jsonl, one line at a time. Only the main process writes.
+
+    A line that does not go onto the disk is kept and tried again with the next one, so a disk that is full for a
+    while costs no line.
+    """
 
     def __init__(self, path: Path, last_step: int, last_evaluation: int | None = None) -> None:
         """Cut what a resumed run will write again: later steps, later evaluations, a torn last line."""
         self._path = path
+        self._waiting: list[str] = []
         last_evaluation = last_step if last_evaluation is None else last_evaluation
         if path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            path.write_text("".join(line for line in lines if _is_before(line, last_step, last_evaluation)))
+            with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+                lines = file.readlines()
+            kept = [line for line in lines if _is_before(line, last_step, last_evaluation)]
+            if kept != lines:
+                replace_file(path, "".join(kept))
 
     def write(self, line: dict[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(write_json(None, line) + "\n")
+        """
+        Raises:
+            SaveError: the disk does not take it. The line waits for the next call.
+        """
+        self._waiting.append(write_json(None, line) + "\n")
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        while self._waiting:
+            size = self._path.stat().st_size if self._path.exists() else 0
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(self._waiting[0])
+            except OSError as error:
+                if self._path.exists():
+                    os.truncate(self._path, size)
+                raise SaveError(f"{self._path} cannot be written: {error.strerror or error}") from None
+            self._waiting.pop(0)
+
+    def sync(self) -> None:
+        """Onto the disk: a checkpoint must not outlive the lines before it."""
+        self.flush()
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _is_before(line: str, last_step: int, last_evaluation: int) -> bool:

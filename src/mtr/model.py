@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class TreeModel(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """[T, hidden size]: each token's last hidden state, as its own separate pass would compute it."""
-        if len(self.backends) > 1:
+        if len(self.backends) > 1 and len(batch.predictor):  # not on a pack that is only there to take part
             config = text_config(base_model(self.model).config)
             self.backends = (fastest(self.backends, config, batch.tree, self.spans, self._compute_dtype()),)
         tree = TreeAttention(batch.tree, self.spans, self.backends[0])
@@ -74,13 +75,17 @@ class TreeModel(nn.Module):
         dtype: torch.dtype = self.model.dtype
         return dtype
 
-    def forward(self, batch: Batch | None, touch: bool = False) -> Tensor:
+    def forward(self, batch: Batch | None, touch: bool = False, run: Callable[[], Any] | None = None) -> Any:
         """sum(weight * nll) of a pack; 0 without one.
 
         Args:
             touch: let every trainable parameter take part, used or not: gradients are averaged over processes when
                 all of them have arrived.
+            run: call this and return what it returns; the weights are in place for it, also where they are spread
+                over processes.
         """
+        if run is not None:
+            return run()
         loss = torch.zeros((), device=next(self.parameters()).device)
         if batch is not None:
             hidden = self.hidden(batch)[batch.predictor]
@@ -194,11 +199,12 @@ def compute_dtype(recipe: Recipe, config: Any, dtype: str | None = None) -> torc
     return DTYPES[asked] if asked != "auto" else stored
 
 
-def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None) -> Any:
+def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None, quantise: bool = False) -> Any:
     """The causal LM with LoRA (or trained whole), on `device`, without dropout of its own.
 
     Args:
         dtype: of DTYPES; overrides the recipe's.
+        quantise: heed `model.load_in_4bit`; without it the weights are whole.
 
     Raises:
         UserError: the model cannot be loaded, would not be exact, or has no such modules.
@@ -210,6 +216,9 @@ def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None) -
 
     config = load_config(recipe)
     choose_backends(recipe.model.attention, text_config(config), device, compute_dtype(recipe, config))
+    quantisation = unquantised(config)
+    if quantise and recipe.model.load_in_4bit:
+        quantisation = four_bits(device)
     check_exact(config, trust_remote_code=recipe.model.trust_remote_code)
     asked = dtype or recipe.model.dtype
     for key in _dropout_keys(config):
@@ -223,13 +232,14 @@ def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None) -
             trust_remote_code=recipe.model.trust_remote_code,
             dtype="auto" if asked == "auto" else DTYPES[asked],
             use_safetensors=True,
-            **_unquantised(config),
+            **quantisation,
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(
             f"model.name_or_path: no weights can be loaded from {recipe.model.name_or_path}: {_first_line(error)}"
         ) from None
-    model.to(device)
+    if not getattr(model, "is_loaded_in_4bit", False):
+        model.to(device)
     if model.dtype == torch.float64:
         model.set_experts_implementation("eager")  # the grouped kernels have no float64
     if recipe.lora is not None:
@@ -251,25 +261,93 @@ def _add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
         log.warning(
             "the model ties its embeddings and its head: modules_to_save trains a copy of its own of what it names"
         )
+    for wanted in lora.target_parameters or []:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name, _ in model.named_parameters()):
+            raise UserError(f"lora.target_parameters: the model has no parameter {wanted!r}")
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        target_parameters=lora.target_parameters,
         modules_to_save=lora.modules_to_save,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
     )
     try:
         with warnings.catch_warnings():  # PEFT's own patterns for fused experts, which all-linear leaves alone
             warnings.filterwarnings(
                 "ignore", message=".*keys did not match any targeted module", category=RuntimeWarning
             )
-            return get_peft_model(model, config)
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # said above
+            adapted = get_peft_model(model, config)
     except (ValueError, re.error) as error:
         raise UserError(f"lora: {_first_line(error)}") from None
+    if lora.init_from:
+        _load_adapter(adapted, Path(lora.init_from))
+    return adapted
 
 
-def _unquantised(config: Any) -> dict[str, Any]:
+def _load_adapter(model: Any, folder: Path) -> None:
+    """Go on from an adapter: it must be of this base model and of this shape.
+
+    Raises:
+        UserError: there is none, or it does not fit; the message names what differs.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    key = f"lora.init_from: {folder}"
+    try:
+        saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        weights = load_file(str(folder / "adapter_model.safetensors"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{key} holds no adapter that can be read: {_first_line(error)}") from None
+    config = model.active_peft_config
+    was, now = str(saved.get("base_model_name_or_path")), str(config.base_model_name_or_path)
+    if Path(was).name != Path(now).name:
+        raise UserError(f"{key} is an adapter of {was}, and model.name_or_path is {now}")
+    names = {"r": "r", "lora_alpha": "alpha", "use_rslora": "use_rslora", "use_dora": "use_dora"}
+    names |= {"rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern"}
+    for name, ours in names.items():
+        if saved.get(name) != getattr(config, name):
+            raise UserError(f"{key} has {ours} {saved.get(name)}, the recipe says lora.{ours}: {getattr(config, name)}")
+    result = set_peft_model_state_dict(model, weights)
+    missing = [name for name in result.missing_keys if ".lora_" in name or ".modules_to_save." in name]
+    if missing or result.unexpected_keys:
+        strange = (missing or result.unexpected_keys)[0]
+        what = "does not adapt" if missing else "adapts more:"
+        raise UserError(
+            f"{key} {what} {strange}; give lora.target_modules, target_parameters and modules_to_save as it has them"
+        )
+
+
+def four_bits(device: torch.device) -> dict[str, Any]:
+    """QLoRA's weights: NF4, quantisation constants quantised too, products in bfloat16.
+
+    Raises:
+        UserError: bitsandbytes is missing, or there is no CUDA device.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("model.load_in_4bit needs bitsandbytes: pip install 'mtr[qlora]'")
+    if device.type != "cuda":
+        raise UserError("model.load_in_4bit needs a CUDA device; this machine has none")
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def unquantised(config: Any) -> dict[str, Any]:
     """gpt-oss is published in 4 bits, which have no backward: its weights are expanded on loading."""
     quantisation = getattr(config, "quantization_config", None) or {}
     if quantisation.get("quant_method") != "mxfp4":

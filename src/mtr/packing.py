@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mtr.layout import Layout, Tree, View
+import numpy as np
+
+from mtr.layout import Layout, Tree, View, count_pairs
 
 Strategy = Literal["single_pass", "per_turn"]
 Merge = Literal["conversation", "step"]
@@ -38,6 +40,28 @@ class Pack:
     @property
     def num_tokens(self) -> int:
         return sum(layout.num_tokens for layout in self.layouts)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layout costs to run, in units of one token's linear layers."""
+
+    pair: float = 0.0
+    """Of one query-key pair, all layers together."""
+    target: float = 0.0
+    """Of one target in the output head."""
+    spans: tuple[tuple[int | None, float], ...] = ((None, 1.0),)
+    """Windows of the attention layers, each with its share of the layers."""
+
+    def of(self, layouts: Sequence[Layout]) -> float:
+        total = 0.0
+        for layout in layouts:
+            pairs = sum(share * count_pairs(layout, span) for span, share in self.spans) if self.pair else 0.0
+            total += layout.num_tokens + self.pair * pairs + self.target * len(layout.predictor)
+        return total
+
+
+BY_TOKENS = Cost()
 
 
 def build_layouts(views: Sequence[View], strategy: Strategy, max_tokens: int) -> list[Layout]:
@@ -105,15 +129,43 @@ def _busiest(trees: Sequence[Tree], num_processes: int) -> int:
     return max(loads)
 
 
-def build_packs(layouts: Sequence[Layout], max_tokens: int, num_processes: int = 1) -> list[list[Pack]]:
-    """Packs for each process: the largest layout goes to the least loaded process, then first-fit decreasing.
+def build_packs(
+    layouts: Sequence[Layout], max_tokens: int, num_processes: int = 1, cost: Cost = BY_TOKENS
+) -> list[list[Pack]]:
+    """Packs for each process: the costliest layout goes to the least loaded process, then first-fit decreasing.
 
     A process may end up with no pack. The result depends on the arguments alone, so every process can compute it.
     """
+    costs = [cost.of([layout]) for layout in layouts]
     shares: list[list[Layout]] = [[] for _ in range(num_processes)]
-    for layout in sorted(layouts, key=lambda x: -x.num_tokens):
-        min(shares, key=lambda share: sum(x.num_tokens for x in share)).append(layout)
-    return [_first_fit(share, max_tokens) for share in shares]
+    loads = [0.0] * num_processes
+    for index in sorted(range(len(layouts)), key=lambda i: -costs[i]):
+        least = loads.index(min(loads))
+        shares[least].append(layouts[index])
+        loads[least] += costs[index]
+    return [_first_fit(sorted(share, key=lambda x: -x.num_tokens), max_tokens) for share in shares]
+
+
+def imbalance(packs: Sequence[Sequence[Pack]], cost: Cost) -> float:
+    """The costliest process against the mean of all: 1 is perfect, 2 means that half of the time is spent waiting."""
+    loads = [sum(cost.of(pack.layouts) for pack in share) for share in packs]
+    return max(loads) * len(loads) / sum(loads) if sum(loads) else 1.0
+
+
+def split_pack(pack: Pack, max_tokens: int) -> list[Pack]:
+    """The targets of a pack in packs of at most `max_tokens`, or as many more as its longest view has."""
+    limit = max([max_tokens, *(view.num_tokens for layout in pack.layouts for _, view in layout.leaves)])
+    layouts: list[Layout] = []
+    for layout in pack.layouts:
+        views = [view for _, view in layout.leaves]
+        layouts += [layout] if layout.num_tokens <= limit else build_layouts(views, "single_pass", limit)
+    return _first_fit(sorted(layouts, key=lambda x: -x.num_tokens), limit)
+
+
+def idle_pack() -> Pack:
+    """One token that supervises nothing, for a process that has to take part where it has no pack."""
+    token = np.zeros(1, np.int64)
+    return Pack((Layout(token, token, token + 1, token - 1, token[:0], token[:0], np.zeros(0), leaves=()),))
 
 
 def _first_fit(layouts: Sequence[Layout], max_tokens: int) -> list[Pack]:

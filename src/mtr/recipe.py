@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import signal
 import types
 import typing
 from pathlib import Path
@@ -39,6 +40,8 @@ class ModelSection(Section):
     attention: Literal["auto", "flex", "varlen", "segment", "sdpa", "eager"] = "auto"
     """How the tree mask is computed; `auto` is the faster of flex and varlen on CUDA, and segment elsewhere."""
     trust_remote_code: bool = False
+    load_in_4bit: bool = False
+    """QLoRA: frozen weights in 4 bits (NF4) through bitsandbytes, products in bfloat16."""
 
 
 class LoraSection(Section):
@@ -46,8 +49,26 @@ class LoraSection(Section):
     alpha: Annotated[float, Field(gt=0)] = 32
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     target_modules: str | list[str] = "all-linear"
+    target_parameters: list[str] | None = None
+    """Parameters that belong to no linear layer, e.g. fused experts: [mlp.experts.gate_up_proj]."""
     modules_to_save: list[str] | None = None
     """Modules trained whole and saved beside the adapter, e.g. [lm_head]."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) in place of alpha / r."""
+    use_dora: bool = False
+    """Train magnitude and direction of the weights apart."""
+    rank_pattern: dict[str, Positive] = {}
+    """r of modules by name or pattern, where it differs."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """alpha of modules by name or pattern, where it differs."""
+    init_from: str | None = None
+    """Folder of an adapter to go on from, as a new run with a new optimizer."""
+
+    @model_validator(mode="after")
+    def _dropout_on_modules_only(self) -> Self:
+        if self.target_parameters and self.dropout:
+            raise ValueError("lora.target_parameters work with lora.dropout: 0.0 only")
+        return self
 
 
 class ThinkingSection(Section):
@@ -166,6 +187,8 @@ class SequenceSection(Section):
     holds, found by a short probe before training."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
     """What happens to a turn longer than max_length."""
+    on_oom: Literal["error", "split"] = "error"
+    """When the device's memory does not hold a pack: stop, or do the step again with smaller packs."""
 
     @property
     def budget(self) -> int:
@@ -195,6 +218,24 @@ class GenerationSection(Section):
 
 
 Checkpointing = Literal["none", "selective", "full", "offload", "auto"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "aim", "clearml", "comet_ml", "dvclive", "swanlab"]
+
+
+def _as_trackers(value: Any) -> Any:
+    value = [value] if isinstance(value, str) else value
+    return [] if value in (None, ["none"]) else value
+
+
+def _as_signals(value: Any) -> Any:
+    """USR1, SIGUSR1 or a list of such names."""
+    names = [value] if isinstance(value, str) else value or []
+    if not isinstance(names, list):
+        return value
+    full = [f"SIG{str(name).upper().removeprefix('SIG')}" for name in names]
+    for name in full:
+        if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
+            raise ValueError(f"{name} is no signal that a process can catch")
+    return full
 
 
 class TrainingSection(Section):
@@ -230,8 +271,20 @@ class TrainingSection(Section):
     max_nonfinite_steps: Positive = 5
     """Stop after so many steps in a row whose loss or gradient is not finite; each makes no update."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
-    report_to: Literal["none"] = "none"
-    """metrics.jsonl is always written."""
+    load_best_at_end: bool = False
+    """Keep the checkpoint with the lowest evaluation loss, and export that one."""
+    early_stopping_patience: Positive | None = None
+    """Stop after so many evaluations in a row without a lower loss."""
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """Several processes: the whole model on each, or weights, gradients and optimizer shared out among them."""
+    preempt_signal: Annotated[list[str], BeforeValidator(_as_signals)] = []
+    """Signals beside SIGTERM and SIGINT that end the run with a checkpoint, e.g. SIGUSR1 of SLURM."""
+    on_save_error: Literal["continue", "stop"] = "stop"
+    """When a checkpoint cannot be written: go on with the last good one, or stop."""
+    report_to: Annotated[list[Tracker], BeforeValidator(_as_trackers)] = []
+    """Trackers beside metrics.jsonl, which is always written; `none` is the empty list."""
+    push_to_hub: str | None = None
+    """Hub repository, owner/name, that gets the result; made private if it is new."""
 
     @property
     def checkpointing(self) -> Checkpointing:
@@ -274,6 +327,23 @@ class Recipe(Section):
     generation: GenerationSection = GenerationSection()
     training: TrainingSection
 
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.model.load_in_4bit and self.lora is None:
+            raise ValueError("model.load_in_4bit needs lora: weights of 4 bits cannot be trained")
+        if self.training.parallel == "fsdp2" and self.model.load_in_4bit:
+            raise ValueError("model.load_in_4bit works with training.parallel: ddp only")
+        if self.training.parallel == "fsdp2" and self.sequence.on_oom == "split":
+            raise ValueError(
+                "sequence.on_oom: split works with training.parallel: ddp only; with fsdp2 every process takes part in "
+                "each pack, so one cannot do its packs again alone"
+            )
+        if self.training.parallel == "fsdp2" and self.training.optim == "adafactor":
+            raise ValueError("training.optim: adafactor works with training.parallel: ddp only")
+        if self.training.early_stopping_patience and self.training.eval_steps is None:
+            raise ValueError("training.early_stopping_patience needs training.eval_steps")
+        return self
+
     @field_validator("template")
     @classmethod
     def _not_reserved(cls, template: dict[str, Any]) -> dict[str, Any]:
@@ -301,6 +371,7 @@ _FREE_KEYS = (
     "sequence.strategy",
     "sequence.merge",
     "sequence.max_tokens",
+    "sequence.on_oom",
     "generation",
     "training.output_dir",
     "training.max_steps",
@@ -312,7 +383,13 @@ _FREE_KEYS = (
     "training.save_steps",
     "training.save_total_limit",
     "training.max_nonfinite_steps",
+    "training.load_best_at_end",
+    "training.early_stopping_patience",
+    "training.parallel",
+    "training.preempt_signal",
+    "training.on_save_error",
     "training.report_to",
+    "training.push_to_hub",
 )
 """Keys that cannot change the mathematics of a step: they may differ when a run is resumed."""
 
@@ -506,6 +583,8 @@ def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
 
     raw = recipe.model_dump()
     raw["model"]["name_or_path"] = resolve(recipe.model.name_or_path)
+    if recipe.lora and recipe.lora.init_from:
+        raw["lora"]["init_from"] = resolve(recipe.lora.init_from)
     for source in raw["data"]["train"] + raw["data"]["eval"]:
         source["path"] = resolve(source["path"])
     return Recipe.model_validate(raw)

@@ -8,24 +8,33 @@ of the step without asking each other, and no process waits for data that anothe
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import os
+import signal
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from mtr.batch import Batch, build_batch
 from mtr.conversation import Conversation
 from mtr.data import Mixture, Stream
-from mtr.errors import UserError
-from mtr.layout import View
-from mtr.packing import build_packs, merge_conversations
+from mtr.errors import UserError, WorkerError
+from mtr.layout import Ints, View
+from mtr.packing import BY_TOKENS, Cost, Pack, build_packs, imbalance, merge_conversations
 from mtr.recipe import Recipe, SequenceSection
 from mtr.rejects import Rejected
 from mtr.rendering import Renderer, Turn
+
+_PREEMPTION = ("SIGUSR1", "SIGUSR2", "SIGHUP")
+"""Beside SIGTERM and SIGINT, what a scheduler may send to every process of a job."""
 
 
 @dataclass
@@ -50,6 +59,12 @@ class Counts:
     skipped_rows: Counter[str] = field(default_factory=Counter)
     """Bad rows and those outside the recipe's limits, by reason."""
 
+    def reasons(self) -> str:
+        """The most common reasons why turns and rows are not trained, for a message."""
+        turns = [f"{n} turns: {reason}" for reason, n in self.untrained_turns.most_common(3)]
+        rows = [f"{n} rows: {reason}" for reason, n in self.skipped_rows.most_common(3)]
+        return "; ".join(turns + rows) or "no turns"
+
     def add(self, other: Counts) -> None:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
@@ -68,6 +83,12 @@ class Step:
     position: int
     """Rows taken when the step is done."""
     epoch: float
+    rows: tuple[str, ...] = ()
+    """File and row of each conversation, those without a trained turn included."""
+    rounds: int = 0
+    """Most packs that any process has."""
+    imbalance: float = 1.0
+    """Cost of the costliest process over the mean of all."""
     rejects: tuple[Rejected, ...] = ()
     """Rows of the step that were passed over."""
 
@@ -99,7 +120,7 @@ def fit_turns(turns: Sequence[Turn], sequence: SequenceSection, where: str) -> l
     return fitted
 
 
-def weigh(turns: Sequence[Turn], weighting: str) -> list[View]:
+def weigh(turns: Sequence[Turn], weighting: str, where: str = "") -> list[View]:
     """Views of the trained turns, each completion token with its weight in the loss.
 
     With m the weight of a message: `token` gives each token m; `turn` gives m / tokens of the turn; `conversation`
@@ -117,6 +138,7 @@ def weigh(turns: Sequence[Turn], weighting: str) -> list[View]:
                 np.array(turn.completion_ids, np.int64),
                 np.full(tokens, turn.weight / norm),
                 turn.turn,
+                where,
             )
         )
     return views
@@ -131,6 +153,7 @@ class Builder:
     process: int = 0
     num_processes: int = 1
     pad_to_multiple_of: int = 1
+    cost: Cost = BY_TOKENS
 
     def turns(self, conversation: Conversation) -> list[Turn]:
         return fit_turns(self.renderer.render(conversation), self.recipe.sequence, conversation.where)
@@ -145,6 +168,7 @@ class Builder:
         """
         counts = Counts()
         rejects: list[Rejected] = []
+        where: list[str] = []
         views: list[list[View]] = []
         for row in rows:
             if isinstance(row, Rejected):
@@ -152,16 +176,29 @@ class Builder:
                 counts.skipped_rows[row.reason] += 1
                 continue
             turns = self.turns(row)
-            views.append(weigh(turns, self.recipe.loss.weighting))
+            where.append(row.where)
+            views.append(weigh(turns, self.recipe.loss.weighting, row.where))
             counts.add(count_views(turns, views[-1]))
         sequence = self.recipe.sequence
         layouts = merge_conversations(views, sequence.strategy, sequence.merge, sequence.budget, self.num_processes)
         counts.tokens = sum(layout.num_tokens for layout in layouts)
         counts.trees = len(layouts)
-        packs = build_packs(layouts, sequence.budget, self.num_processes)[self.process]
-        batches = tuple(build_batch(pack, self.pad_to_multiple_of) for pack in packs)
-        weight_sum = float(sum(layout.weight.sum() for layout in layouts))
-        return Step(batches, weight_sum, counts, position, epoch, tuple(rejects))
+        packs = build_packs(layouts, sequence.budget, self.num_processes, self.cost)
+        return Step(
+            batches=tuple(self.batch(pack) for pack in packs[self.process]),
+            weight_sum=float(sum(layout.weight.sum() for layout in layouts)),
+            counts=counts,
+            position=position,
+            epoch=epoch,
+            rows=tuple(where),
+            rounds=max(map(len, packs)),
+            imbalance=imbalance(packs, self.cost) if self.num_processes > 1 else 1.0,
+            rejects=tuple(rejects),
+        )
+
+    def batch(self, pack: Pack) -> Batch:
+        batch = build_batch(pack, self.pad_to_multiple_of)
+        return replace(batch, pack=pack) if self.recipe.sequence.on_oom == "split" else batch
 
 
 def count_views(turns: Sequence[Turn], views: Sequence[View]) -> Counts:
@@ -190,6 +227,9 @@ class IndexedSteps(Dataset[Step | UserError]):
         if not len(self._order[1]):
             raise UserError("data.train: the weights of the sources leave no row in an epoch; raise weight")
         self.steps_per_epoch = -(-len(self._order[1]) // self._size)
+        self._row = 0
+        self.at_work: Tensor | None = None
+        """[workers, 3] shared: process id, step and row that each worker prepares."""
 
     def _epoch(self, epoch: int) -> Any:
         return self._data.epoch(epoch, self._seed, self._shuffle, self._size)
@@ -202,10 +242,27 @@ class IndexedSteps(Dataset[Step | UserError]):
         rows = order[index * self._size : (index + 1) * self._size]
         position = epoch * len(order) + min((index + 1) * self._size, len(order))
         try:
-            taken = [self._data.take(int(row)) for row in rows]
-            return self._builder.step(taken, position, position / len(order))
+            return self._builder.step(self._take(number, rows), position, position / len(order))
         except UserError as error:
             return error
+        except Exception as error:
+            error.add_note(f"while step {number + 1} was prepared, {self._data.where(self._row)}")
+            raise
+
+    def _take(self, number: int, rows: Ints) -> Iterator[Conversation | Rejected]:
+        """One by one, and marked while it is prepared, so that a worker that dies can be traced to its row."""
+        worker = get_worker_info()
+        for row in rows.tolist():
+            self._row = row
+            if worker is not None and self.at_work is not None:
+                self.at_work[worker.id] = torch.tensor([os.getpid(), number, row])
+            yield self._data.take(row)
+
+    def died(self, alive: Collection[int | None]) -> str:
+        """What the workers were at that are not among these process ids."""
+        marks = [] if self.at_work is None else self.at_work.tolist()
+        lost = [mark for mark in marks if mark[0] > 0 and mark[0] not in alive]
+        return "; ".join(f"step {number + 1}, {self._data.where(row)}" for _, number, row in lost)
 
 
 class StreamedSteps(IterableDataset[Step | UserError]):
@@ -248,6 +305,12 @@ def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_worke
         UserError: a row is bad; the steps before it have been yielded.
     """
     indexed = isinstance(steps, IndexedSteps)
+    leaving = torch.zeros(1, dtype=torch.int64)
+    if num_workers:
+        leaving.share_memory_()  # type: ignore[no-untyped-call]
+        atexit.register(leaving.fill_, 1)
+    if isinstance(steps, IndexedSteps) and num_workers:
+        steps.at_work = torch.full((num_workers, 3), -1).share_memory_()  # type: ignore[no-untyped-call]
     loader: DataLoader[Step | UserError] = DataLoader(
         steps,
         batch_size=None,
@@ -255,17 +318,56 @@ def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_worke
         num_workers=num_workers if indexed else min(num_workers, 1),
         collate_fn=_same,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=partial(_quiet_worker, leaving),
     )
-    for _, step in zip(numbers, loader, strict=False):
-        if isinstance(step, UserError):
-            raise step
-        yield step
+    prepared = _start_workers(loader)
+    try:
+        for number in numbers:
+            try:
+                step = next(prepared)
+            except (RuntimeError, OSError, EOFError) as error:
+                raise _explain_worker(error, steps, number) from error
+            if isinstance(step, UserError):
+                raise step
+            yield step
+    finally:
+        leaving.fill_(1)
+
+
+def _start_workers(loader: DataLoader[Step | UserError]) -> Iterator[Step | UserError]:
+    """A worker's death shall be told where its step is asked for, not wherever the main process happens to be."""
+    before = signal.getsignal(signal.SIGCHLD)
+    prepared = iter(loader)
+    if signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before)
+    return prepared
+
+
+def _explain_worker(error: Exception, steps: IndexedSteps | StreamedSteps, number: int) -> Exception:
+    """A worker that died (killed, out of memory) is for people, an exception in it is a bug and stays what it is."""
+    alive = {child.pid for child in multiprocessing.active_children()}
+    at = steps.died(alive) if isinstance(steps, IndexedSteps) else ""
+    lost = at or isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker (pid" in str(error)
+    if not lost or "Caught " in str(error):
+        return error
+    return WorkerError(
+        f"a process that prepares data died at {at or f'step {number + 1}'} "
+        f"({' '.join(str(error).split())[:200]}); look for an out-of-memory kill, or lower data.num_workers"
+    )
 
 
 def _same(step: Any) -> Any:
     return step
 
 
-def _quiet_worker(_: int) -> None:
+def _quiet_worker(leaving: Tensor, _: int) -> None:
+    """A scheduler signals every process of a job; only the main one acts on it, and ends its workers when it leaves."""
     torch.set_num_threads(1)
+
+    def terminate(number: int, _: Any) -> None:
+        if leaving.item():
+            os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGINT, *(getattr(signal, n) for n in _PREEMPTION if hasattr(signal, n))):
+        signal.signal(number, signal.SIG_IGN)
