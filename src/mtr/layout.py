@@ -263,9 +263,3 @@ def _add_up(predictor: Ints, target_id: Ints, weight: Floats) -> tuple[Ints, Int
     base = int(target_id.max()) + 1
     pairs, inverse = np.unique(predictor * base + target_id, return_inverse=True)
     return pairs // base, pairs % base, np.bincount(inverse, weight, len(pairs)).astype(np.float64)
-
-
-def count_pairs(layout: Layout, span: int | None = None) -> int:
-    """Query-key pairs that attention has to visit, at most `span` a query where a window limits it."""
-    seen = layout.position_ids + 1
-    return int(np.minimum(seen, span).sum() if span else seen.sum())
