@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtr.layout import Ints, Layout, Tree, View, count_pairs, merge, path_to, unroll
+from mtr.flops import visible_pairs
+from mtr.layout import Ints, Layout, Tree, View, merge, path_to, unroll
+from mtr.mask import FULL, Span
 
 Weights = dict[tuple[tuple[int, ...], int], float]
 """Of each (what comes before, target)."""
@@ -194,12 +196,14 @@ def test_trunk_comes_first() -> None:
 
 @given(groups, st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
-def test_count_pairs(views: list[View], span: int) -> None:
+def test_visible_pairs(views: list[View], span: int) -> None:
     layout = merge(views)
     position = layout.position_ids
     seen = visible(layout)
-    assert count_pairs(layout) == seen.sum()
-    assert count_pairs(layout, span) == (seen & (position[:, None] - position[None, :] < span)).sum()
+    assert visible_pairs(position, FULL) == seen.sum()
+    assert (
+        visible_pairs(position, Span("sliding", span)) == (seen & (position[:, None] - position[None, :] < span)).sum()
+    )
 
 
 def shifted(values: Ints, at: int, by: int) -> Ints:

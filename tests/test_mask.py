@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from mtr.batch import build_batch
-from mtr.layout import View, count_pairs, merge
+from mtr.flops import visible_pairs
+from mtr.layout import View, merge
 from mtr.mask import FULL, Span, Tree, block_mask, dense_mask, mask_mod
 from mtr.packing import Pack
 
@@ -207,7 +208,7 @@ def test_blocks_of_the_eight_turn_shape() -> None:
     mask = block_mask(tree_of(views))
     assert mask.full_kv_num_blocks is not None
     partial, full = int(mask.kv_num_blocks.sum()), int(mask.full_kv_num_blocks.sum())
-    least = count_pairs(merge(views)) / 128**2
+    least = visible_pairs(merge(views).position_ids, FULL) / 128**2
     assert least == pytest.approx(2924, abs=1)
     assert least <= partial + full <= 1.12 * least
     assert partial <= 500

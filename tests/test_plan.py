@@ -13,7 +13,8 @@ from test_layout import DRAWING, groups, view
 from test_mask import SPANS, random_forest, tree_of
 from torch import Tensor
 
-from mtr.layout import View, count_pairs, merge
+from mtr.flops import visible_pairs
+from mtr.layout import View, merge
 from mtr.mask import FULL, Span, dense_mask
 from mtr.plan import Piece, Tile, VarlenPlan, chains, tile_plan, varlen_plan
 
@@ -83,7 +84,7 @@ def test_rows_of_the_drawing() -> None:
 @given(groups)
 @settings(max_examples=50, deadline=None)
 def test_pairs_of_the_rows_are_the_trees(views: list[View]) -> None:
-    assert varlen_plan(tree_of(views)).pairs == count_pairs(merge(views))
+    assert varlen_plan(tree_of(views)).pairs == visible_pairs(merge(views).position_ids, FULL)
 
 
 def test_a_row_out_of_place_is_seen() -> None:

@@ -1,32 +1,38 @@
-"""Is one pass faster than N? The same conversations forward and backward, three ways, in turn.
+"""Is one pass faster than N? The same conversations forward and backward, in several ways, in turn.
 
     single_pass      one tree a conversation
-    per_turn_packed  one sequence a turn, packed without padding, plain causal attention per sequence: the fair baseline
+    per_turn_packed  one sequence a turn, packed without padding, plain causal attention per sequence, by the fastest
+                     kernel there is: the fair baseline
     per_turn_padded  one sequence a turn, rows padded to the longest of their batch, the model's own attention
 
-The bound is arithmetic: `limit.tokens` is the ratio of tokens, `limit.flops` that of all the work that is needed.
+The bound is arithmetic: `limit.tokens` is the ratio of tokens, `limit.flops` that of all the work that is needed, and
+`figure_of_merit` the share of it that the speed-up over the faster baseline reaches.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtr.backend import choose_backends, pad_to_multiple_of
+from mtr.attention import Backend
+from mtr.backend import activate_flash_attention, choose_backends, pad_to_multiple_of, usable_backends
 from mtr.batch import Batch, build_batch
 from mtr.device import peak_memory, pick_device, reset_peak_memory
-from mtr.flops import count_flops
+from mtr.errors import UserError
+from mtr.flops import FlopCounter, device_matrix_rate
+from mtr.kernels import compile_layers, use_liger_kernel
 from mtr.layout import Layout, View
 from mtr.loss import weighted_nll
-from mtr.memory import checkpoint_activations
+from mtr.memory import checkpoint_activations, choose_checkpointing
 from mtr.metrics import environment
 from mtr.model import (
     OutputHead,
@@ -43,7 +49,21 @@ from mtr.model import (
 from mtr.packing import build_packs, merge_conversations
 from mtr.recipe import Recipe
 from mtr.steps import Builder
+from mtr.synthetic import Shape, make_views
 from mtr.verify import first_views, without_dropout
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which cases, and of which model; the recipe says the rest."""
+
+    attention: tuple[str, ...] = ()
+    """Backends in place of the recipe's: the first for the first cases, the others as further cases."""
+    all_backends: bool = False
+    random_weights: bool = False
+    padded: bool = True
+    """False leaves the padded baseline out."""
+    versus_trl: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,116 +74,272 @@ class Case:
     attention: str
     num_tokens: int
     """Positions that the device computes, padding included."""
+    flops: float
+    """That are needed: padding and recomputation left out."""
     run: Callable[[], float]
     """Forward and backward of everything; returns sum(weight * nll)."""
 
 
-def bench(recipe: Recipe, conversations: int = 8, repeats: int = 5) -> dict[str, Any]:
+@dataclass
+class Timing:
+    """What was measured of a case. `error` where it ran out of memory."""
+
+    seconds: list[float]
+    memory: int = 0
+    loss: float = 0.0
+    error: str | None = None
+
+
+def bench(recipe: Recipe, conversations: int = 8, repeats: int = 5, options: Options | None = None) -> dict[str, Any]:
     """Time the cases on the first conversations of `data.train`.
 
     Returns:
         What `mtr bench --json` prints.
     """
-    device = pick_device()
     recipe = without_dropout(recipe)
     renderer = load_renderer(recipe, load_tokenizer(recipe))
     views = first_views(recipe, Builder(recipe, renderer), conversations)
-    model = load_model(recipe, device)
-    checkpoint_activations(model, recipe.training.checkpointing)
-    model.train()
-    budget = recipe.sequence.budget
-    merge = recipe.sequence.merge
-    single = merge_conversations(views, "single_pass", merge, budget)
-    per_turn = merge_conversations(views, "per_turn", merge, budget)
-    cases = [
-        _packed_case("single_pass", model, recipe, single, device),
-        _packed_case("per_turn_packed", model, recipe, per_turn, device),
-        _padded_case(model, [view for group in views for view in group], budget, device, renderer.pad_id),
-    ]
-    measured = _measure(cases, model, repeats, device)
-    weight_sum = sum(float(view.weights.sum()) for group in views for view in group)
-    supervised = sum(len(view.completion_ids) for group in views for view in group)
-    results: list[dict[str, Any]] = []
-    for case, (seconds, memory, loss) in zip(cases, measured, strict=True):
-        median = statistics.median(seconds)
-        results.append(
-            {
-                "strategy": case.strategy,
-                "attention": case.attention,
-                "seconds": {"min": min(seconds), "median": median, "max": max(seconds)},
-                "conversations_per_second": len(views) / median,
-                "tokens_per_second": case.num_tokens / median,
-                "supervised_tokens_per_second": supervised / median,
-                "peak_memory_bytes": memory,
-                "loss": loss / weight_sum,
-            }
-        )
-    single_pass, packed, padded = (result["seconds"]["median"] for result in results)
-    losses = [result["loss"] for result in results]
-    described = environment(recipe.training.seed, device, 1, renderer.day.isoformat())
-    return {
-        "device": described["device"],
-        "shape": {
-            "conversations": len(views),
-            "turns": sum(map(len, views)),
-            "merge": merge,
-            "num_tokens": {case.strategy: case.num_tokens for case in cases},
-            "num_supervised_tokens": supervised,
-        },
-        "repeats": repeats,
-        "cases": results,
-        "speedup": {"vs_per_turn_packed": packed / single_pass, "vs_per_turn_padded": padded / single_pass},
-        "limit": {
-            "tokens": cases[1].num_tokens / cases[0].num_tokens,
-            "flops": count_flops(model, per_turn) / count_flops(model, single),
-        },
-        "max_relative_loss_difference": (max(losses) - min(losses)) / abs(losses[1]),
-        "environment": described,
-    }
+    own = Bench(recipe, repeats, options or Options())
+    return {**own.about, **own.measure(views, renderer.pad_id)}
 
 
-def _measure(
-    cases: Sequence[Case], model: Any, repeats: int, device: torch.device
-) -> list[tuple[list[float], int, float]]:
-    """Seconds of each repeat, peak memory and loss of each case.
+def sweep(
+    recipe: Recipe,
+    shapes: Sequence[Shape],
+    conversations: int = 1,
+    repeats: int = 5,
+    options: Options | None = None,
+) -> dict[str, Any]:
+    """Time the cases on synthetic conversations of each shape, with the recipe's model.
 
-    The cases take turns. A warm-up of each, not timed, is where its memory is measured.
+    Returns:
+        What `mtr bench --sweep --json` prints: as of `bench`, with `points` for the shapes.
     """
-    seconds: list[list[float]] = [[] for _ in cases]
-    memory, losses = [0] * len(cases), [0.0] * len(cases)
-    for repeat in range(repeats + 1):
-        for i, case in enumerate(cases):
-            (use_own_attention if case.strategy == "per_turn_padded" else use_tree_attention)(model)
-            model.zero_grad(set_to_none=True)
-            if repeat == 0:
-                reset_peak_memory(device)
-            _wait(device)
-            began = time.perf_counter()
-            losses[i] = case.run()
-            _wait(device)
-            if repeat == 0:
-                memory[i] = peak_memory(device)
-            else:
-                seconds[i].append(time.perf_counter() - began)
-    return list(zip(seconds, memory, losses, strict=True))
+    longest = max(shape.longest for shape in shapes)
+    longest = max(longest, recipe.sequence.max_length)
+    recipe = without_dropout(recipe).replace(
+        sequence={"max_length": longest, "max_tokens": max(longest, recipe.sequence.budget)}
+    )
+    own = Bench(recipe, repeats, options or Options())
+    points = []
+    for number, shape in enumerate(shapes):
+        print(f"shape {number + 1} of {len(shapes)}: {shape}", file=sys.stderr)
+        measured = own.measure(make_views(shape, conversations, own.vocabulary), pad_id=0)
+        points.append({**vars(shape), **measured})
+    return {**own.about, "points": points}
 
 
-def _wait(device: torch.device) -> None:
+class Bench:
+    """A model on its device, and the ways to take conversations through it."""
+
+    def __init__(self, recipe: Recipe, repeats: int, options: Options) -> None:
+        self.recipe, self.repeats, self.options = recipe, repeats, options
+        self.device = pick_device()
+        if options.versus_trl:
+            from mtr.peers import check_trl
+
+            check_trl()
+        self.model = load_model(recipe, self.device, random_weights=options.random_weights)
+        training = recipe.training
+        if training.use_liger_kernel:
+            use_liger_kernel(self.model, self.device)
+        if training.torch_compile:
+            compile_layers(self.model)
+        use_tree_attention(self.model)
+        self.model.train()
+        config = text_config(base_model(self.model).config)
+        self.vocabulary = int(config.vocab_size)
+        self.usable = usable_backends(config, self.device, self.model.dtype)
+        names = options.attention or (recipe.model.attention,)
+        self.asked = [choose_backends(name, config, self.device, self.model.dtype) for name in names]
+        """The candidates of each name; the fastest of them is used."""
+        if "varlen" in self.usable:
+            activate_flash_attention()
+        kept = training.checkpointing
+        if kept == "auto":
+            kept = choose_checkpointing(TreeModel(self.model, *self.asked[0]), self.device, recipe.sequence.budget)
+        else:
+            checkpoint_activations(self.model, kept)
+        self.counter = FlopCounter(self.model)
+        self.matrix = device_matrix_rate(self.device, self.model.dtype)
+        described = environment(recipe.training.seed, self.device, 1, recipe.date or "")
+        self.about = {
+            "device": described["device"],
+            "model": {
+                "name_or_path": recipe.model.name_or_path,
+                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "dtype": str(self.model.dtype).removeprefix("torch."),
+                "random_weights": options.random_weights,
+            },
+            "gradient_checkpointing": kept,
+            "torch_compile": training.torch_compile,
+            "use_liger_kernel": training.use_liger_kernel,
+            "matrix_rate": self.matrix,
+            "environment": described,
+        }
+
+    def measure(self, views: list[list[View]], pad_id: int) -> dict[str, Any]:
+        """All cases on the same conversations."""
+        budget = self.recipe.sequence.budget
+        merge = self.recipe.sequence.merge
+        single = merge_conversations(views, "single_pass", merge, budget)
+        per_turn = merge_conversations(views, "per_turn", merge, budget)
+        cases = [
+            self._fastest("single_pass", single, self.asked[0]),
+            self._fastest("per_turn_packed", per_turn, self.usable),
+        ]
+        if self.options.padded:
+            cases.append(self._padded([view for group in views for view in group], per_turn, pad_id))
+        further = dict.fromkeys(name for names in self.asked[1:] for name in names)
+        further |= dict.fromkeys(self.usable if self.options.all_backends else [])
+        for strategy, layouts, first in (("single_pass", single, cases[0]), ("per_turn_packed", per_turn, cases[1])):
+            cases += [self._packed(strategy, layouts, name) for name in further if name != first.attention]
+        timings = self._time(cases)
+        for case, timing in zip(cases[:2], timings[:2], strict=True):
+            if timing.error:
+                raise UserError(
+                    f"{case.strategy} ({case.attention}): {timing.error}; lower sequence.max_tokens, or turn on "
+                    "training.gradient_checkpointing"
+                )
+        result = self._result(views, cases, timings)
+        result["shape"] |= {"trees": len(single), "merge": merge}
+        result["limit"] = {
+            "tokens": cases[1].num_tokens / cases[0].num_tokens,
+            "flops": cases[1].flops / cases[0].flops,
+        }
+        result["figure_of_merit"] = min(result["speedup"].values()) / result["limit"]["flops"]
+        if self.options.versus_trl:
+            from mtr.peers import time_trl
+
+            weight_sum = sum(float(view.weights.sum()) for group in views for view in group)
+            own = {"seconds": result["cases"][0]["seconds"]["median"], "loss": timings[0].loss / weight_sum}
+            result["trl"] = time_trl(self.model, self.recipe, views, self.device, self.repeats, own)
+        return result
+
+    def _fastest(self, strategy: str, layouts: list[Layout], candidates: Sequence[Backend]) -> Case:
+        """By a single try of each candidate, after a first that compiles."""
+        cases = [self._packed(strategy, layouts, backend) for backend in candidates]
+        if len(cases) == 1:
+            return cases[0]
+        tried = [min(timing.seconds, default=float("inf")) for timing in self._time(cases, repeats=1)]
+        return cases[tried.index(min(tried))]
+
+    def _time(self, cases: Sequence[Case], repeats: int | None = None) -> list[Timing]:
+        """The cases take turns. A warm-up of each, not timed, is where its memory is measured."""
+        timings = [Timing([]) for _ in cases]
+        for repeat in range((repeats or self.repeats) + 1):
+            for case, timing in zip(cases, timings, strict=True):
+                if timing.error:
+                    continue
+                (use_own_attention if case.strategy == "per_turn_padded" else use_tree_attention)(self.model)
+                self.model.zero_grad(set_to_none=True)
+                if repeat == 0:
+                    reset_peak_memory(self.device)
+                wait(self.device)
+                began = time.perf_counter()
+                try:
+                    timing.loss = case.run()
+                    wait(self.device)
+                except torch.cuda.OutOfMemoryError as error:
+                    timing.error = f"out of memory: {str(error).splitlines()[0]}"
+                    continue
+                if repeat == 0:
+                    timing.memory = peak_memory(self.device)
+                else:
+                    timing.seconds.append(time.perf_counter() - began)
+            if any(timing.error for timing in timings):
+                torch.cuda.empty_cache()
+        return timings
+
+    def _result(self, views: list[list[View]], cases: Sequence[Case], timings: Sequence[Timing]) -> dict[str, Any]:
+        weight_sum = sum(float(view.weights.sum()) for group in views for view in group)
+        supervised = sum(len(view.completion_ids) for group in views for view in group)
+        per_turn_tokens = sum(view.num_tokens for group in views for view in group)
+        results = []
+        for case, timing in zip(cases, timings, strict=True):
+            result: dict[str, Any] = {"strategy": case.strategy, "attention": case.attention}
+            result |= {"num_tokens": case.num_tokens, "flops": case.flops}
+            if timing.error:
+                results.append(result | {"error": timing.error})
+                continue
+            median = statistics.median(timing.seconds)
+            results.append(
+                result
+                | {
+                    "seconds": {"min": min(timing.seconds), "median": median, "max": max(timing.seconds)},
+                    "conversations_per_second": len(views) / median,
+                    "tokens_per_second": case.num_tokens / median,
+                    "supervised_tokens_per_second": supervised / median,
+                    "per_turn_equivalent_tokens_per_second": per_turn_tokens / median,
+                    "flops_per_second": case.flops / median,
+                    "mfu": case.flops / median / self.matrix["flops_per_second"],
+                    "peak_memory_bytes": timing.memory,
+                    "loss": timing.loss / weight_sum,
+                }
+            )
+        losses = [result["loss"] for result in results if "loss" in result]
+        one = results[0]["seconds"]["median"]
+        baselines = {
+            f"vs_{c['strategy']}": c["seconds"]["median"] / one
+            for c in results[1 : 2 + self.options.padded]
+            if "seconds" in c
+        }
+        return {
+            "shape": {
+                "conversations": len(views),
+                "turns": sum(map(len, views)),
+                "num_tokens": {case.strategy: case.num_tokens for case in cases[: 2 + self.options.padded]},
+                "num_supervised_tokens": supervised,
+            },
+            "repeats": self.repeats,
+            "cases": results,
+            "speedup": baselines,
+            "max_relative_loss_difference": (max(losses) - min(losses)) / abs(results[1]["loss"]),
+        }
+
+    def _packed(self, strategy: str, layouts: list[Layout], backend: Backend) -> Case:
+        tree_model = TreeModel(self.model, backend)
+        packs = build_packs(layouts, self.recipe.sequence.budget)[0]
+        batches: list[Batch] = [build_batch(pack, pad_to_multiple_of([backend])).to(self.device) for pack in packs]
+
+        def run() -> float:
+            return total(loss for loss in (tree_model(batch) for batch in batches))
+
+        tokens = sum(batch.input_ids.shape[1] for batch in batches)
+        return Case(strategy, backend, tokens, self.counter.of_layouts(layouts), run)
+
+    def _padded(self, views: list[View], per_turn: list[Layout], pad_id: int) -> Case:
+        batches = [_pad(group, self.device, pad_id) for group in _rows(views, self.recipe.sequence.budget)]
+        head = OutputHead(base_model(self.model))
+
+        def loss(batch: _Padded) -> Tensor:
+            hidden = decoder(self.model)(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).last_hidden_state
+            at = hidden.flatten(0, 1)[batch.predictor]
+            return weighted_nll(at, head, head.trainable(), batch.target_id, batch.weight, head.chunk)
+
+        def run() -> float:
+            return total(loss(batch) for batch in batches)
+
+        attention = "sdpa" if base_model(self.model)._supports_sdpa else "eager"
+        tokens = sum(batch.input_ids.numel() for batch in batches)
+        return Case("per_turn_padded", attention, tokens, self.counter.of_layouts(per_turn), run)
+
+
+def total(losses: Iterator[Tensor]) -> float:
+    """Each loss backward as it comes; the device is asked for the sum once, at the end."""
+    summed: Tensor | None = None
+    for loss in losses:
+        torch.autograd.backward(loss)
+        summed = loss.detach() if summed is None else summed + loss.detach()
+    return 0.0 if summed is None else float(summed)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _packed_case(strategy: str, model: Any, recipe: Recipe, layouts: list[Layout], device: torch.device) -> Case:
-    config = text_config(base_model(model).config)
-    (backend, *_) = choose_backends(recipe.model.attention, config, device, model.dtype)
-    tree_model = TreeModel(model, backend)
-    packs = build_packs(layouts, recipe.sequence.budget)[0]
-    batches: list[Batch] = [build_batch(pack, pad_to_multiple_of([backend])).to(device) for pack in packs]
-
-    def run() -> float:
-        return sum(_backward(tree_model(batch)) for batch in batches)
-
-    return Case(strategy, backend, sum(batch.input_ids.shape[1] for batch in batches), run)
 
 
 @dataclass(frozen=True)
@@ -180,28 +356,15 @@ class _Padded:
     weight: Tensor
 
 
-def _padded_case(model: Any, views: list[View], budget: int, device: torch.device, pad_id: int) -> Case:
+def _rows(views: list[View], budget: int) -> list[list[View]]:
+    """Views in their order, as many in a batch as fit the budget when padded to the longest of them."""
     groups: list[list[View]] = []
     for view in views:
         longest = max([view.num_tokens, *(other.num_tokens for other in (groups[-1] if groups else []))])
         if not groups or longest * (len(groups[-1]) + 1) > budget:
             groups.append([])
         groups[-1].append(view)
-    batches = [_pad(group, device, pad_id) for group in groups]
-    head = OutputHead(base_model(model))
-
-    def run() -> float:
-        total = 0.0
-        for batch in batches:
-            hidden = decoder(model)(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).last_hidden_state
-            at = hidden.flatten(0, 1)[batch.predictor]
-            total += _backward(weighted_nll(at, head, head.trainable(), batch.target_id, batch.weight, head.chunk))
-        return total
-
-    attention = "sdpa" if base_model(model)._supports_sdpa else "eager"
-    return Case("per_turn_padded", attention, sum(batch.input_ids.numel() for batch in batches), run)
+    return groups
 
 
 def _pad(views: list[View], device: torch.device, pad_id: int) -> _Padded:
@@ -224,36 +387,6 @@ def _pad(views: list[View], device: torch.device, pad_id: int) -> _Padded:
     return _Padded(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
-def _backward(loss: Tensor) -> float:
-    torch.autograd.backward(loss)
-    return float(loss.detach())
-
-
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Bars of the median times, and the limit drawn in."""
-    import matplotlib.figure as figure
-
-    cases = result["cases"]
-    packed = cases[1]["seconds"]["median"]
-    bound = packed / result["limit"]["flops"]
-    drawing = figure.Figure(figsize=(7, 3.2), layout="constrained")
-    axes = drawing.add_subplot()
-    names = [f"{case['strategy']}\n({case['attention']})" for case in cases]
-    medians = [case["seconds"]["median"] for case in cases]
-    spread = [
-        [case["seconds"]["median"] - case["seconds"]["min"] for case in cases],
-        [case["seconds"]["max"] - case["seconds"]["median"] for case in cases],
-    ]
-    axes.barh(names, medians, xerr=spread, color=["#2a6f97", "#a9b4c2", "#d3d8e0"], capsize=3)
-    for i, median in enumerate(medians):
-        axes.annotate(f" {packed / median:.2f}x", (0, i), va="center", color="white" if i == 0 else "black")
-    label = f"limit: packed / {result['limit']['flops']:.2f}"
-    axes.axvline(bound, color="#c1121f", linestyle="--", linewidth=1.2, label=label)
-    axes.invert_yaxis()
-    shape = result["shape"]
-    axes.set_xlabel("seconds for forward and backward (median, min to max)")
-    axes.set_title(f"{shape['conversations']} conversations, {shape['turns']} turns on {result['device']}", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=150)
+def shapes_of(turns: Sequence[int], thinking: Sequence[int], user: int, response: int) -> list[Shape]:
+    """Every number of turns with every length of thinking."""
+    return [Shape(n, user, length, response) for length, n in itertools.product(thinking, turns)]

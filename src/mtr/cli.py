@@ -126,27 +126,71 @@ def verify(
 def bench(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    conversations: Annotated[int, typer.Option(min=1, help="How many, from the start of data.train.")] = 8,
+    conversations: Annotated[
+        int | None,
+        typer.Option(min=1, help="From the start of data.train; default 8, with --sweep 1.", show_default=False),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed repeats of each case, after a warm-up.")] = 5,
+    attention: Annotated[
+        list[str] | None, typer.Option(help="Backend in place of the recipe's; again for further cases.")
+    ] = None,
+    all_backends: Annotated[bool, typer.Option("--all-backends", help="Every backend that trains here.")] = False,
+    no_padded: Annotated[
+        bool, typer.Option("--no-padded", help="Leave the padded baseline out: the slow one where turns are many.")
+    ] = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="model.name_or_path needs a config only.")
+    ] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Synthetic conversations of several shapes in place of data.train.")
+    ] = False,
+    turns: Annotated[str, typer.Option(help="Of the sweep, comma-separated.")] = "2,4,8,16,32,64",
+    thinking: Annotated[str, typer.Option(help="Words of thinking a turn in the sweep, comma-separated.")] = "150",
+    words: Annotated[
+        tuple[int, int], typer.Option(metavar="USER RESPONSE", help="Words of each message in the sweep.")
+    ] = (60, 60),
+    versus: Annotated[
+        str | None, typer.Option("--vs", metavar="trl", help="Another trainer on the same turns, where installed.")
+    ] = None,
     json_file: JsonFile = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the times and the limit.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the result and the limit.")] = None,
 ) -> None:
     """Time single pass against per turn, packed and padded, forward and backward, on your model and data."""
     with _errors():
         loaded = _load(recipe, overrides)
         if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
             raise UserError(f"--plot: {plot} must end in .png, .svg or .pdf")
+        if versus not in (None, "trl"):
+            raise UserError(f"--vs: {versus!r} is not known; it can be trl")
+        grid = (_numbers("--turns", turns, least=1), _numbers("--thinking", thinking, least=0), *words)
+        if min(words) < 1:
+            raise UserError("--words: a message has at least one word")
+        for name in attention or []:
+            _replace_attention(loaded, name)
+        from mtr.bench import Options, shapes_of
         from mtr.bench import bench as run
-        from mtr.bench import plot as draw
-        from mtr.display import console, show_bench
+        from mtr.bench import sweep as run_sweep
+        from mtr.display import console, show_bench, show_sweep
+        from mtr.plot import plot as draw
 
-        result = run(loaded, conversations, repeats)
+        options = Options(tuple(attention or ()), all_backends, random_weights, not no_padded, versus == "trl")
+        if sweep:
+            result = run_sweep(loaded, shapes_of(*grid), conversations or 1, repeats, options)
+        else:
+            result = run(loaded, conversations or 8, repeats, options)
         if json_file != "-":
-            show_bench(result, console(sys.stdout))
+            (show_sweep if sweep else show_bench)(result, console(sys.stdout))
         _emit(result, json_file)
         if plot is not None:
             with _writing("--plot", plot):
                 draw(result, plot)
+
+
+def _numbers(option: str, text: str, least: int) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise UserError(f"{option}: {text!r} is no list of whole numbers from {least} up, such as 2,4,8")
+    return [int(part) for part in parts]
 
 
 @app.command()

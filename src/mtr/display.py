@@ -207,36 +207,118 @@ def show_verification(result: dict[str, Any], out: Console) -> None:
 
 def show_bench(result: dict[str, Any], out: Console) -> None:
     shape, speedup, limit = result["shape"], result["speedup"], result["limit"]
-    table = Table(title=f"forward + backward, {result['repeats']} repeats on {result['device']}", title_justify="left")
-    for column in ("", "tokens", "median s", "tokens/s", "conv/s", "peak GiB", "speed-up"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    title = f"forward + backward, {result['repeats']} repeats on {result['device']}"
+    table = _table(title, ["", "tokens", "median s", "tokens/s", "equiv/s", "MFU", "GiB", "speed-up"])
     packed = result["cases"][1]["seconds"]["median"]
     for case in result["cases"]:
-        seconds = case["seconds"]
+        name, tokens = f"{case['strategy']} {case['attention']}", f"{case['num_tokens']:,}"
+        if "error" in case:
+            table.add_row(name, tokens, "-", "-", "-", "-", "-", "-")
+            continue
         table.add_row(
-            case["strategy"],
-            f"{shape['num_tokens'][case['strategy']]:,}",
-            f"{seconds['median']:.3f}",
+            name,
+            tokens,
+            f"{case['seconds']['median']:.3f}",
             f"{case['tokens_per_second']:,.0f}",
-            f"{case['conversations_per_second']:.2f}",
+            f"{case['per_turn_equivalent_tokens_per_second']:,.0f}",
+            f"{case['mfu']:.0%}",
             f"{case['peak_memory_bytes'] / 2**30:.2f}",
-            f"{packed / seconds['median']:.2f}x",
+            f"{packed / case['seconds']['median']:.2f}x",
         )
+    trl = result.get("trl")
+    if trl:
+        seconds = trl["seconds"]["forward_backward"]["median"]
+        rate = f"{trl['num_tokens'] / seconds:,.0f}"
+        name = f"TRL {trl['version']} {trl['attention']}"
+        table.add_row(name, f"{trl['num_tokens']:,}", f"{seconds:.3f}", rate, rate, "", "", f"{packed / seconds:.2f}x")
     out.print(table)
     for case in result["cases"]:
+        name = f"{case['strategy']} {case['attention']}"
+        if "error" in case:
+            out.print(f"{name}: {escape(case['error'])}")
+            continue
         seconds = case["seconds"]
-        out.print(f"{case['strategy']}: attention {case['attention']}, {seconds['min']:.3f} to {seconds['max']:.3f} s")
+        out.print(
+            f"{name}: {seconds['min']:.3f} to {seconds['max']:.3f} s, {case['conversations_per_second']:.2f} "
+            f"conv/s, {case['supervised_tokens_per_second']:,.0f} supervised tokens/s"
+        )
+    if trl:
+        out.print(f"TRL: {trl['seconds']['step']['median']:.3f} s with its optimizer step, {_agreement(trl)}")
+    out.print("equiv/s: tokens that one pass per turn would have had to process in the same time")
+    out.print(_against(result))
+    cut = shape["trees"] - shape["conversations"]
     out.print(
         f"{shape['conversations']} conversations, {shape['turns']} turns, "
         f"{shape['num_supervised_tokens']:,} supervised tokens; losses agree within "
         f"{result['max_relative_loss_difference']:.1e}"
     )
+    if cut:
+        out.print(f"sequence.max_tokens cut conversations into {shape['trees']} trees, which lowers the limit")
     out.print(
-        f"speed-up {speedup['vs_per_turn_packed']:.2f}x against packed, "
-        f"{speedup['vs_per_turn_padded']:.2f}x against padded; limit {limit['flops']:.2f}x by FLOPs, "
+        f"speed-up {_ratio(speedup, 'vs_per_turn_packed')} against packed, "
+        f"{_ratio(speedup, 'vs_per_turn_padded')} against padded; limit {limit['flops']:.2f}x by FLOPs, "
         f"{limit['tokens']:.2f}x by tokens"
     )
-    out.print(f"{min(speedup.values()) / limit['flops']:.0%} of the FLOP limit against the faster baseline")
+    out.print(f"{result['figure_of_merit']:.0%} of the FLOP limit against the faster baseline")
+
+
+def show_sweep(result: dict[str, Any], out: Console) -> None:
+    points = result["points"]
+    title = f"forward + backward, {points[0]['repeats']} repeats on {result['device']}"
+    names = ["turns", "thinking", "tokens", "per turn", "tokens/s", "MFU", "packed", "padded", "limit", "of limit"]
+    table = _table(title, [*names, "TRL"] if "trl" in points[0] else names)
+    for point in points:
+        tokens, one = point["shape"]["num_tokens"], point["cases"][0]
+        row = [
+            str(point["turns"]),
+            str(point["thinking"]),
+            f"{tokens['single_pass']:,}",
+            f"{tokens['per_turn_packed']:,}",
+            f"{one['tokens_per_second']:,.0f}",
+            f"{one['mfu']:.0%}",
+            _ratio(point["speedup"], "vs_per_turn_packed"),
+            _ratio(point["speedup"], "vs_per_turn_padded"),
+            f"{point['limit']['flops']:.2f}x",
+            f"{point['figure_of_merit']:.0%}",
+        ]
+        table.add_row(*row, *([f"{point['trl']['speedup']:.2f}x"] if "trl" in point else []))
+    out.print(table)
+    first = points[0]
+    out.print(
+        f"{first['shape']['conversations']} conversations a shape, user {first['user']} and response "
+        f"{first['response']} words"
+    )
+    for number, strategy in enumerate(("single pass", "packed", "padded")):
+        if strategy == "padded" and "vs_per_turn_padded" not in first["speedup"]:
+            continue
+        kernels = sorted({point["cases"][number]["attention"] for point in points})
+        out.print(f"{strategy}: {'' if number == 0 else 'speed-up over per turn, '}attention {', '.join(kernels)}")
+    if any(point["shape"]["trees"] > point["shape"]["conversations"] for point in points):
+        out.print("sequence.max_tokens cut conversations into several trees, which lowers the limit")
+    worst = max(point["max_relative_loss_difference"] for point in points)
+    out.print(f"losses agree within {worst:.1e}")
+    out.print(_against(result))
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    return table
+
+
+def _against(result: dict[str, Any]) -> str:
+    rate = result["matrix_rate"]
+    return f"MFU: of the {rate['flops_per_second'] / 1e12:.3g} TFLOP/s that {rate['dtype']} products reach here"
+
+
+def _agreement(trl: dict[str, Any]) -> str:
+    difference = trl["relative_loss_difference"]
+    return "its loss weighs turns otherwise" if difference is None else f"loss within {difference:.1e} of ours"
+
+
+def _ratio(speedup: dict[str, float], name: str) -> str:
+    return f"{speedup[name]:.2f}x" if name in speedup else "-"
 
 
 def show_audit(report: Report, out: Console) -> None:

@@ -267,7 +267,7 @@ def _add_up(predictor: Ints, target_id: Ints, weight: Floats) -> tuple[Ints, Int
     return pairs // base, pairs % base, np.bincount(inverse, weight, len(pairs)).astype(np.float64)
 
 
-def count_pairs(layout: Layout, span: int | None = None) -> int:
-    """Query-key pairs that attention has to visit, at most `span` a query where a window limits it."""
-    seen = layout.position_ids + 1
-    return int(np.minimum(seen, span).sum() if span else seen.sum())
+def count_pairs(position_ids: Ints, window: int | None = None) -> int:
+    """Query-key pairs that attention has to visit, at most `window` a query where there is one."""
+    seen = position_ids + 1
+    return int(np.minimum(seen, window).sum() if window else seen.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import logging
@@ -199,23 +200,27 @@ def compute_dtype(recipe: Recipe, config: Any, dtype: str | None = None) -> torc
     return DTYPES[asked] if asked != "auto" else stored
 
 
-def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None, quantise: bool = False) -> Any:
+def load_model(
+    recipe: Recipe,
+    device: torch.device,
+    dtype: str | None = None,
+    quantise: bool = False,
+    random_weights: bool = False,
+) -> Any:
     """The causal LM with LoRA (or trained whole), on `device`, without dropout of its own.
 
     Args:
         dtype: of DTYPES; overrides the recipe's.
         quantise: heed `model.load_in_4bit`; without it the weights are whole.
+        random_weights: only a config has to be there; the weights are drawn. To measure speed, not to train.
 
     Raises:
         UserError: the model cannot be loaded, would not be exact, or has no such modules.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
     from mtr.probe import check_exact
 
     config = load_config(recipe)
-    choose_backends(recipe.model.attention, text_config(config), device, compute_dtype(recipe, config))
+    choose_backends(recipe.model.attention, text_config(config), device, compute_dtype(recipe, config, dtype))
     quantisation = unquantised(config)
     if quantise and recipe.model.load_in_4bit:
         quantisation = four_bits(device)
@@ -224,22 +229,10 @@ def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None, q
     for key in _dropout_keys(config):
         log.warning("%s of the model is set to 0: only lora.dropout is applied in training", key)
         setattr(text_config(config), key, 0.0)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            recipe.model.name_or_path,
-            config=config,
-            revision=recipe.model.revision,
-            trust_remote_code=recipe.model.trust_remote_code,
-            dtype="auto" if asked == "auto" else DTYPES[asked],
-            use_safetensors=True,
-            **quantisation,
-        )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(
-            f"model.name_or_path: no weights can be loaded from {recipe.model.name_or_path}: {_first_line(error)}"
-        ) from None
-    if not getattr(model, "is_loaded_in_4bit", False):
-        model.to(device)
+    if random_weights:
+        model = _random_model(recipe, config, asked, device)
+    else:
+        model = _pretrained_model(recipe, config, asked, device, quantisation)
     if model.dtype == torch.float64:
         model.set_experts_implementation("eager")  # the grouped kernels have no float64
     if recipe.lora is not None:
@@ -247,6 +240,41 @@ def load_model(recipe: Recipe, device: torch.device, dtype: str | None = None, q
     elif model.dtype == torch.float16:
         raise UserError("model.dtype: float16 weights cannot be trained whole; use bfloat16 or float32, or lora")
     return model
+
+
+def _pretrained_model(
+    recipe: Recipe, config: Any, dtype: str, device: torch.device, quantisation: dict[str, Any]
+) -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            recipe.model.name_or_path,
+            config=config,
+            revision=recipe.model.revision,
+            trust_remote_code=recipe.model.trust_remote_code,
+            dtype="auto" if dtype == "auto" else DTYPES[dtype],
+            use_safetensors=True,
+            **quantisation,
+        )
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise UserError(
+            f"model.name_or_path: no weights can be loaded from {recipe.model.name_or_path}: {_first_line(error)}"
+        ) from None
+    return model if getattr(model, "is_loaded_in_4bit", False) else model.to(device)
+
+
+def _random_model(recipe: Recipe, config: Any, dtype: str, device: torch.device) -> Any:
+    """Built where it will run and in its dtype: at no time is there a second copy, nor one in float32."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(config)
+    vars(config).pop("quantization_config", None)
+    wanted = compute_dtype(recipe, config, dtype)
+    torch.manual_seed(recipe.training.seed)
+    with device:
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code, dtype=wanted)
 
 
 def _add_lora(model: Any, lora: LoraSection, seed: int) -> Any:

@@ -56,7 +56,9 @@ class Cost:
     def of(self, layouts: Sequence[Layout]) -> float:
         total = 0.0
         for layout in layouts:
-            pairs = sum(share * count_pairs(layout, span) for span, share in self.spans) if self.pair else 0.0
+            pairs = (
+                sum(share * count_pairs(layout.position_ids, span) for span, share in self.spans) if self.pair else 0.0
+            )
             total += layout.num_tokens + self.pair * pairs + self.target * len(layout.predictor)
         return total
 
