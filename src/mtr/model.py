@@ -325,7 +325,7 @@ def _load_adapter(model: Any, folder: Path) -> None:
     Raises:
         UserError: there is none, or it does not fit; the message names what differs.
     """
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -344,14 +344,13 @@ def _load_adapter(model: Any, folder: Path) -> None:
     for name, ours in names.items():
         if saved.get(name) != getattr(config, name):
             raise UserError(f"{key} has {ours} {saved.get(name)}, the recipe says lora.{ours}: {getattr(config, name)}")
-    result = set_peft_model_state_dict(model, weights)
-    missing = [name for name in result.missing_keys if ".lora_" in name or ".modules_to_save." in name]
-    if missing or result.unexpected_keys:
-        strange = (missing or result.unexpected_keys)[0]
-        what = "does not adapt" if missing else "adapts more:"
+    wanted = get_peft_model_state_dict(model).keys()
+    if strange := sorted(wanted ^ weights.keys()):
+        what = "does not adapt" if strange[0] in wanted else "adapts more:"
         raise UserError(
-            f"{key} {what} {strange}; give lora.target_modules, target_parameters and modules_to_save as it has them"
+            f"{key} {what} {strange[0]}; give lora.target_modules, target_parameters and modules_to_save as it has them"
         )
+    set_peft_model_state_dict(model, weights)
 
 
 def four_bits(device: torch.device) -> dict[str, Any]:
