@@ -360,6 +360,8 @@ def _quiet_libraries() -> None:
     for kind in (FutureWarning, RuntimeWarning):
         warnings.filterwarnings("ignore", category=kind, module=r"(torch|transformers|peft|accelerate)\..*")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|peft|accelerate)\..*")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a name that is not there is told once, by us
+    logging.getLogger("mtr").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     import transformers
 
     transformers.logging.set_verbosity_error()

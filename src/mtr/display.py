@@ -5,6 +5,7 @@ All of it goes to standard error but what a command was asked to show. Without a
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -122,6 +123,9 @@ class RunDisplay:
             f"speed      {counts.tokens / seconds:,.0f} tokens/s; one pass per turn would have had to do "
             f"{counts.per_turn_tokens / seconds:,.0f} tokens/s"
         )
+        peak = f"{summary.peak_memory_bytes / 2**30:.1f} GiB of memory at most"
+        used = f", {summary.mfu:.0%} of what matrix products reach here" if math.isfinite(summary.mfu) else ""
+        self.say(f"device     {peak}{used}")
         if summary.data_wait_seconds > 0.02 * seconds:
             self.say(f"waiting    {summary.data_wait_seconds / seconds:.0%} of the time for data (data.num_workers)")
         if summary.steps and summary.imbalance > 1.01 * summary.steps:

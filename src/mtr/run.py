@@ -14,6 +14,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,10 @@ from mtr.errors import LostProcessError, NonFiniteError, SaveError, UserError, W
 from mtr.evaluate import evaluate, open_eval
 from mtr.export import push_to_hub, write_model_card
 from mtr.faults import PackSplitter, StopSignals, is_write_error, save_problem
+from mtr.flops import FlopCounter, device_matrix_rate
 from mtr.generate import Played, exact_match, play
-from mtr.memory import checkpoint_activations
+from mtr.kernels import compile_layers, use_liger_kernel
+from mtr.memory import checkpoint_activations, choose_checkpointing, fit_pack
 from mtr.metrics import MetricsFile, environment, replace_file, throughput, write_json
 from mtr.model import (
     TreeModel,
@@ -91,11 +94,22 @@ class Run:
 
         self.model = load_model(recipe, self.process.device, quantise=True)
         use_tree_attention(self.model)
-        checkpoint_activations(self.model, recipe.training.checkpointing)
         self.model.train()
         training = recipe.training
         self.accelerator = build_accelerator(self.model, training.parallel, training.report_to, training.output_dir)
-        self.tree_model = spread(TreeModel(self.model, *backends), self.accelerator, training.parallel)
+        tree_model = TreeModel(self.model, *backends)
+        self.fitted = self._fit_memory(tree_model)
+        if self.fitted:
+            self.builder = replace(self.builder, recipe=self.recipe)
+            self.steps = steps = _open_steps(self.builder, data, self.start)
+            self.stream = _with_work_ahead(iterate_steps(steps, numbers, _num_workers(recipe)))
+        if training.use_liger_kernel:
+            use_liger_kernel(self.model, self.process.device)
+        if training.torch_compile:
+            compile_layers(self.model)
+        self.flops = FlopCounter(self.model)
+        self.matrix_rate = device_matrix_rate(self.process.device, dtype)["flops_per_second"]
+        self.tree_model = spread(tree_model, self.accelerator, training.parallel)
         self.raw_optimizer = build_optimizer(self.model, training)
         self.schedule = build_schedule(self.raw_optimizer, training, self.num_steps)
         self.summary = Summary(self.output_dir)
@@ -122,11 +136,35 @@ class Run:
         self.rejects = RejectsFile(self.output_dir / "rejects.jsonl") if main else None
         rows = data.num_rows if isinstance(data, Mixture) else None
         self.display.begin(self.model, adapted_modules(self.model), " or ".join(backends), self.process, rows)
+        if self.fitted:
+            self.display.say(f"memory     {self.fitted}")
         for note in describe_data(data) if main else ():
             self.display.say(f"note       {note}")
         self.signals.can_save = True
         self.wait = 0.0
         self.began = time.perf_counter()
+
+    def _fit_memory(self, tree_model: TreeModel) -> str | None:
+        """What `auto` stands for, by a probe, and what to say of it; None where max_tokens is a number.
+
+        Processes may keep different things for the backward, but packs are built alike on all of them.
+        """
+        recipe, device = self.recipe, self.process.device
+        mode = recipe.training.checkpointing
+        if mode == "auto":
+            mode = choose_checkpointing(tree_model, device, recipe.sequence.budget)
+        else:
+            checkpoint_activations(self.model, mode)
+        if recipe.sequence.max_tokens != "auto":
+            return None
+        tokens, memory = fit_pack(tree_model, device, recipe.sequence.max_length)
+        tokens = -highest(self.accelerator, -tokens)
+        self.recipe = recipe.replace(sequence={"max_tokens": tokens})
+        reckoned, free = memory.bytes(tokens) / 2**30, memory.free / 2**30
+        return (
+            f"packs of {tokens:,} tokens: {reckoned:.1f} of {free:.1f} GiB reckoned, "
+            f"{memory.per_token / 2**20:.2f} MiB a token, checkpointing {mode}"
+        )
 
     # --- what is due ---
 
@@ -202,6 +240,11 @@ class Run:
             self.rejects.write(step.rejects)
         line = {"step": summary.steps, "epoch": step.epoch, "loss": loss, "learning_rate": rate, "grad_norm": grad_norm}
         line |= throughput(step.counts, seconds) | {"position": step.position, "data_wait_seconds": self.wait}
+        flops = self.flops.of_batches(step.batches)
+        summary.flops += flops
+        summary.mfu = summary.flops / summary.seconds / self.matrix_rate
+        summary.peak_memory_bytes = max(summary.peak_memory_bytes, peak_memory(self.process.device))
+        line |= {"flops_per_second": flops / seconds, "mfu": flops / seconds / self.matrix_rate}
         line |= {"imbalance": step.imbalance, **self._memory()}
         skipped = self._why_skipped(loss, grad_norm)
         if skipped:

@@ -29,6 +29,11 @@ class Summary:
     """Spent in steps."""
     data_wait_seconds: float = 0.0
     """Of these, spent waiting for data."""
+    flops: float = 0.0
+    """Needed work of this process's packs."""
+    mfu: float = 0.0
+    """Share of what matrix products reach on this process's device."""
+    peak_memory_bytes: int = 0
     imbalance: float = 0.0
     """Sum over the steps of the costliest process over the mean of all."""
     pack_splits: int = 0
