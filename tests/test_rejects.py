@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import conversation_row
 
-from mtr.errors import RowError, UserError
+from mtr.errors import RowError, SaveError, UserError
 from mtr.recipe import load_recipe
 from mtr.rejects import Rejected, RejectsFile
 from mtr.train import Summary, train
@@ -138,3 +138,9 @@ def test_inspect_tells_people_what_is_worth_knowing_about_the_data(
     assert "rows.jsonl is read as prompt_completion" in err
     assert "1 of the first 2 rows are the beginning of another row or equal to one" in err
     assert mtr("inspect", recipe, "--json")[2] == "", "none of it beside JSON"
+
+
+def test_a_list_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    rejects = RejectsFile(tmp_path / "gone" / "rejects.jsonl")
+    with pytest.raises(SaveError, match=r"rejects\.jsonl cannot be written: No such file"):
+        rejects.write([Rejected(0, "a.jsonl, line 1", "a bad row", "it is bad")])

@@ -114,6 +114,26 @@ def test_another_normalisation_is_seen(run: Run, monkeypatch: pytest.MonkeyPatch
     assert differs(trajectory(one), trajectory(three)) > 1e-3
 
 
+def test_what_fits_the_memory_changes_no_step(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Packs as large as the memory holds, and as much kept for the backward as fits."""
+    one, _ = run("one")
+    two, summary = run(
+        "two", sequence={"max_tokens": "auto"}, training={"gradient_checkpointing": "auto"}, data={"num_workers": 0}
+    )
+    assert differs(trajectory(one), trajectory(two)) < 1e-4
+    said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("memory"))
+    assert "GiB reckoned" in said
+    assert "checkpointing none" in said
+    assert summary.peak_memory_bytes > 0
+
+
+def test_the_work_of_a_step_is_told(run: Run) -> None:
+    folder, summary = run("one")
+    told = lines(folder)
+    assert all(line["mfu"] > 0 and line["flops_per_second"] > 0 for line in told)
+    assert summary.flops == pytest.approx(sum(line["flops_per_second"] * line["seconds"] for line in told))
+
+
 @pytest.mark.distributed
 def test_two_processes_are_one(run: Run, write_recipe: Recipes, tmp_path: Path) -> None:
     """Also in steps where a process has no pack: a step of one conversation, and the short last one of an epoch."""

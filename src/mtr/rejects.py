@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtr.errors import SaveError
+
 
 @dataclass(frozen=True)
 class Rejected:
@@ -35,14 +37,20 @@ class RejectsFile:
             path.write_text("".join(lines), encoding="utf-8")
 
     def write(self, rejects: Iterable[Rejected]) -> None:
+        """
+        Raises:
+            SaveError: the disk is full, say.
+        """
         new: dict[str, Rejected] = {}
         for rejected in rejects:
             if rejected.problem is not None and rejected.where not in self._seen:
                 new.setdefault(rejected.where, rejected)
         if not new:
             return
+        lines = [{"row": r.row, "where": r.where, "reason": r.problem} for r in new.values()]
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as error:
+            raise SaveError(f"{self._path} cannot be written: {error.strerror or error}") from None
         self._seen.update(new)
-        with self._path.open("a", encoding="utf-8") as file:
-            for rejected in new.values():
-                line = {"row": rejected.row, "where": rejected.where, "reason": rejected.problem}
-                file.write(json.dumps(line) + "\n")

@@ -9,7 +9,6 @@ know.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 import time
@@ -21,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate.utils import broadcast_object_list
 
 from mtr import checkpoint
@@ -34,10 +32,10 @@ from mtr.evaluate import evaluate, open_eval
 from mtr.export import push_to_hub, write_model_card
 from mtr.faults import PackSplitter, StopSignals, is_write_error, save_problem
 from mtr.flops import FlopCounter, device_matrix_rate
-from mtr.generate import Played, exact_match, play
+from mtr.generate import exact_match, play
 from mtr.kernels import compile_layers, use_liger_kernel
 from mtr.memory import checkpoint_activations, choose_checkpointing, fit_pack
-from mtr.metrics import MetricsFile, environment, replace_file, throughput, write_json
+from mtr.metrics import throughput
 from mtr.model import (
     TreeModel,
     adapted_modules,
@@ -50,8 +48,9 @@ from mtr.model import (
     use_tree_attention,
 )
 from mtr.optim import advance, build_optimizer, build_schedule
+from mtr.output import begin_files, check_output_dir, write_played
 from mtr.processes import build_accelerator, cost_of, everyones, highest, is_sharded, spread, start_processes
-from mtr.recipe import Recipe, differing_keys
+from mtr.recipe import Recipe
 from mtr.rejects import RejectsFile
 from mtr.steps import Builder, Counts, IndexedSteps, Step, StreamedSteps, iterate_steps
 from mtr.summary import Summary
@@ -73,7 +72,7 @@ class Run:
         self.process = start_processes()
         main = self.process.is_main_process
         self.output_dir = Path(recipe.training.output_dir)
-        recipe, resume_from, notes = _check_output_dir(recipe, self.output_dir, resume, overwrite)
+        recipe, resume_from, notes = check_output_dir(recipe, self.output_dir, resume, overwrite)
         self.start = checkpoint.step_of(resume_from) if resume_from else 0
         self.tokenizer = load_tokenizer(recipe)
         self.renderer = load_renderer(recipe, self.tokenizer)
@@ -125,7 +124,7 @@ class Run:
         self.played_at: int | None = None
         self.is_best_loaded = False
         self.display = RunDisplay(recipe, self.num_steps, self.start, enabled=main)
-        self.metrics = _begin_files(recipe, self.process, self.summary, overwrite) if main else None
+        self.metrics = begin_files(recipe, self.process, self.summary, overwrite) if main else None
         start_tracking(self.accelerator, recipe, self.start)
         if resume and not resume_from:
             notes = [f"no checkpoint in {self.output_dir}: starting from the beginning"]
@@ -331,7 +330,7 @@ class Run:
         played = sorted((turn for share in shares for turn in share), key=lambda turn: order[turn.conversation])
         self.summary.exact_match.append(exact_match(played))
         if self.process.is_main_process:
-            _write_played(self.output_dir, self.summary.steps, played)
+            write_played(self.output_dir, self.summary.steps, played)
         self.display.played(self.summary.steps, played)
         self.played_at = self.summary.steps
         self.began = time.perf_counter()
@@ -507,57 +506,3 @@ def _with_work_ahead(stream: Iterator[Step]) -> Iterator[Step]:
     if not empty:
         return iter(())
     raise UserError(f"data.train: no turn is left to train ({counts.reasons()})")
-
-
-def _check_output_dir(
-    recipe: Recipe, output_dir: Path, resume: bool, overwrite: bool
-) -> tuple[Recipe, Path | None, list[str]]:
-    """The recipe with the date of the run that is resumed, the checkpoint to go on from, and what to say about it."""
-    training = recipe.training
-    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise UserError(f"training.output_dir: {existing} is a file, so {output_dir} cannot be a folder")
-    for key in ("load_best_at_end", "early_stopping_patience"):
-        if getattr(training, key) and not (recipe.data.eval or recipe.data.eval_fraction):
-            raise UserError(f"training.{key} needs data.eval")
-    filled = output_dir.is_dir() and any(output_dir.iterdir())
-    if filled and not resume and not overwrite:
-        raise UserError(
-            f"training.output_dir: {output_dir} is not empty; go on with --resume, replace the run with --overwrite, "
-            "or name another folder"
-        )
-    good, notes = checkpoint.find_checkpoint(output_dir) if resume and filled else (None, [])
-    saved_file = output_dir / "recipe.yaml"
-    if good is None or not saved_file.exists():
-        return recipe, None, []
-    saved = Recipe.model_validate(yaml.safe_load(saved_file.read_text(encoding="utf-8")))
-    recipe = recipe.model_copy(update={"date": recipe.date or saved.date})
-    if different := differing_keys(saved, recipe):
-        raise UserError(
-            f"{good} was made with another recipe; these keys differ: {', '.join(different)}. "
-            "Restore them, or start anew with --overwrite"
-        )
-    return recipe, good, notes
-
-
-def _begin_files(recipe: Recipe, process: Any, summary: Summary, overwrite: bool) -> MetricsFile:
-    output_dir = Path(recipe.training.output_dir)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            checkpoint.remove_run(output_dir)
-        replace_file(output_dir / "recipe.yaml", recipe.dump())
-        described = environment(recipe.training.seed, process.device, process.num_processes, str(recipe.date))
-        write_json(output_dir / "environment.json", described)
-        return MetricsFile(output_dir / "metrics.jsonl", summary.steps, summary.evaluated_at)
-    except OSError as error:
-        raise SaveError(f"{output_dir} cannot be written: {save_problem(error, output_dir)}") from None
-
-
-def _write_played(output_dir: Path, step: int, played: list[Played]) -> None:
-    """Add to generations.jsonl; what an earlier try wrote from this step on is replaced."""
-    path = output_dir / "generations.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    kept = [line for line in lines if line and json.loads(line)["step"] < step]
-    new = [write_json(None, {"step": step, **turn.as_row()}) for turn in played]
-    replace_file(path, "".join(f"{line}\n" for line in [*kept, *new]))
