@@ -34,7 +34,7 @@ from mtr.train import train
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart"
-TIMES = ("seconds", "per_second", "memory")
+TIMES = ("seconds", "per_second", "memory", "mfu")
 STEPS = 12
 
 

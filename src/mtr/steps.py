@@ -12,6 +12,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from mtr.recipe import Recipe, SequenceSection
 from mtr.rejects import Rejected
 from mtr.rendering import Renderer, Turn
 
+_DYING = 2.0
 _PREEMPTION = ("SIGUSR1", "SIGUSR2", "SIGHUP")
 """Beside SIGTERM and SIGINT, what a scheduler may send to every process of a job."""
 
@@ -345,15 +347,26 @@ def _start_workers(loader: DataLoader[Step | UserError]) -> Iterator[Step | User
 
 def _explain_worker(error: Exception, steps: IndexedSteps | StreamedSteps, number: int) -> Exception:
     """A worker that died (killed, out of memory) is for people, an exception in it is a bug and stays what it is."""
-    alive = {child.pid for child in multiprocessing.active_children()}
-    at = steps.died(alive) if isinstance(steps, IndexedSteps) else ""
-    lost = at or isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker (pid" in str(error)
-    if not lost or "Caught " in str(error):
+    broken = isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker (pid" in str(error)
+    at = _lost_row(steps, patience=_DYING if broken else 0.0)
+    if not (at or broken) or "Caught " in str(error):
         return error
     return WorkerError(
         f"a process that prepares data died at {at or f'step {number + 1}'} "
         f"({' '.join(str(error).split())[:200]}); look for an out-of-memory kill, or lower data.num_workers"
     )
+
+
+def _lost_row(steps: IndexedSteps | StreamedSteps, patience: float) -> str:
+    """What a dead worker was at. Its pipes close before it can be seen to be dead, hence the patience, in seconds."""
+    if not isinstance(steps, IndexedSteps):
+        return ""
+    until = time.monotonic() + patience
+    while True:
+        at = steps.died({child.pid for child in multiprocessing.active_children()})
+        if at or time.monotonic() >= until:
+            return at
+        time.sleep(0.02)
 
 
 def _same(step: Any) -> Any:
