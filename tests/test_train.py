@@ -24,10 +24,10 @@ from mtr.train import Summary, train
 Recipes = Callable[..., Path]
 SAME: dict[str, dict[str, Any]] = {
     "per_turn": {"sequence": {"strategy": "per_turn"}},
-    "small_packs": {"sequence": {"max_length": 180, "max_tokens": 180}},
+    "small_packs": {"sequence": {"max_length": 200, "max_tokens": 200}},
     "checkpointing": {"training": {"gradient_checkpointing": True}},
     "dense": {"model": {"attention": "sdpa"}},
-    "per_turn_in_small_packs": {"sequence": {"strategy": "per_turn", "max_length": 180, "max_tokens": 180}},
+    "per_turn_in_small_packs": {"sequence": {"strategy": "per_turn", "max_length": 200, "max_tokens": 200}},
 }
 METRICS = {
     "step", "epoch", "loss", "learning_rate", "grad_norm", "num_conversations", "num_turns", "num_tokens",
