@@ -15,7 +15,7 @@ import torch
 from conftest import QUICKSTART
 
 from mtr import checkpoint
-from mtr.checkpoint import gather, load_checkpoint, newest_checkpoint, remove_run, save_checkpoint
+from mtr.checkpoint import _checkpoints, gather, load_checkpoint, remove_run, save_checkpoint
 from mtr.errors import UserError
 from mtr.optim import build_optimizer, build_schedule
 from mtr.recipe import TrainingSection
@@ -47,6 +47,11 @@ class Run:
         folder.mkdir(exist_ok=True)
         content = gather(self.model, self.optimizer, self.schedule)
         return save_checkpoint(folder, step, self.model, self.tokenizer, content, counters, keep)
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """By its name; whether it is whole is another question."""
+    return max(_checkpoints(output_dir), default=(0, None))[1]
 
 
 def start(optim: str = "adamw_torch", lora: bool = True, seed: int = 0, modules: list[str] | None = None) -> Run:

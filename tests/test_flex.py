@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from test_mask import random_forest
-from test_segment import CASES, SPANS, Case, dense_attention, inputs, results
+from test_segment import CASES, SPANS, Case, dense_attention, difference_to_dense, inputs
+from torch import Tensor
 from torch.nn.attention import flex_attention as torchs
 
 import mtr.flex
@@ -33,14 +34,13 @@ def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def difference(tree: Tree, span: Span, case: Case, seen: Span | None = None) -> dict[str, float]:
-    """Of the output and each gradient to the reference, relative to the largest element; `seen` breaks the mask."""
-    given = inputs(case, len(tree.subtree_end))
-    mask, scale = block_mask(tree, seen or span, 16), 1.7 * case.key_size**-0.5
-    dense = dense_mask(tree, span)
-    ours = results(lambda q, k, v, s: flex_tree_attention(q, k, v, mask, scale, case.softcap, s), given)
-    theirs = results(lambda q, k, v, s: dense_attention(q, k, v, dense, scale, case.softcap, s), given)
-    assert ours.keys() == theirs.keys()
-    return {name: float((ours[name] - x).abs().max() / x.abs().max()) for name, x in theirs.items()}
+    """`seen` breaks the mask."""
+    mask = block_mask(tree, seen or span, 16)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None) -> Tensor:
+        return flex_tree_attention(q, k, v, mask, scale, case.softcap, sinks)
+
+    return difference_to_dense(attend, tree, span, case)
 
 
 @pytest.mark.parametrize("span", SPANS, ids=str)

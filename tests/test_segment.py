@@ -80,24 +80,34 @@ def results(attend: Callable[..., Tensor], given: list[Tensor]) -> dict[str, Ten
     return dict(zip(("out", "query", "key", "value", "sinks"), (out.detach(), *grads), strict=False))
 
 
-def difference(
-    tree: Tree,
-    span: Span,
-    case: Case,
-    plan: list[Tile] | None = None,
-    dtype: torch.dtype = torch.float64,
+def difference_to_dense(
+    attend: Callable[..., Tensor], tree: Tree, span: Span, case: Case, dtype: torch.dtype = torch.float64
 ) -> dict[str, float]:
-    """Of the output and each gradient to the float64 reference, relative to the largest element."""
-    plan = tile_plan(tree, span) if plan is None else plan
+    """Of the output and each gradient to the float64 reference, relative to the largest element.
+
+    Args:
+        attend: query, key, value, scale, sinks -> output, [1, H, T, E].
+    """
     given = inputs(case, len(tree.subtree_end), dtype)
     mask, scale = dense_mask(tree, span), 1.7 * case.key_size**-0.5
-    ours = results(lambda q, k, v, s: segment_attention(q, k, v, plan, scale, case.softcap, s), given)
+    ours = results(lambda q, k, v, s: attend(q, k, v, scale, s), given)
     theirs = results(
         lambda q, k, v, s: dense_attention(q, k, v, mask, scale, case.softcap, s), [x.double() for x in given]
     )
     assert ours.keys() == theirs.keys()
     assert all(ours[name].shape == theirs[name].shape and ours[name].dtype == dtype for name in ours)
     return {name: float((ours[name] - x).abs().max() / x.abs().max()) for name, x in theirs.items()}
+
+
+def difference(
+    tree: Tree, span: Span, case: Case, plan: list[Tile] | None = None, dtype: torch.dtype = torch.float64
+) -> dict[str, float]:
+    tiles = tile_plan(tree, span) if plan is None else plan
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None) -> Tensor:
+        return segment_attention(q, k, v, tiles, scale, case.softcap, sinks)
+
+    return difference_to_dense(attend, tree, span, case, dtype)
 
 
 @pytest.mark.parametrize("span", SPANS, ids=str)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from test_layout import DRAWING
 from test_mask import random_chat, random_forest, tree_of
-from test_segment import CASES, SPANS, Case, dense_attention, inputs, results, tree_of_one_chain
+from test_segment import CASES, SPANS, Case, difference_to_dense, inputs, tree_of_one_chain
+from torch import Tensor
 
 import mtr.varlen
-from mtr.mask import FULL, Span, Tree, dense_mask
+from mtr.mask import FULL, Span, Tree
 from mtr.plan import VarlenPlan, varlen_plan
 from mtr.varlen import varlen_attention
 
@@ -23,15 +24,12 @@ WITHOUT_CAP = {name: case for name, case in CASES.items() if case.softcap is Non
 def difference(
     tree: Tree, span: Span, case: Case, plan: VarlenPlan | None = None, dtype: torch.dtype = torch.float64
 ) -> dict[str, float]:
-    """Of the output and each gradient to the float64 reference, relative to the largest element."""
-    plan = varlen_plan(tree, span) if plan is None else plan
-    given = inputs(case, len(tree.subtree_end), dtype)
-    mask, scale = dense_mask(tree, span), 1.7 * case.key_size**-0.5
-    ours = results(lambda q, k, v, s: varlen_attention(q, k, v, plan, scale, s).transpose(1, 2), given)
-    theirs = results(lambda q, k, v, s: dense_attention(q, k, v, mask, scale, None, s), [x.double() for x in given])
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].shape == theirs[name].shape and ours[name].dtype == dtype for name in ours)
-    return {name: float((ours[name] - x).abs().max() / x.abs().max()) for name, x in theirs.items()}
+    rows = varlen_plan(tree, span) if plan is None else plan
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None) -> Tensor:
+        return varlen_attention(q, k, v, rows, scale, sinks).transpose(1, 2)
+
+    return difference_to_dense(attend, tree, span, case, dtype)
 
 
 @pytest.mark.parametrize("span", SPANS, ids=str)

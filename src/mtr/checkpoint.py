@@ -151,12 +151,6 @@ def step_of(folder: Path) -> int:
     return int(match[1])
 
 
-def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The newest one, damaged or not."""
-    found = _checkpoints(output_dir)
-    return found[-1][1] if found else None
-
-
 def find_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest good checkpoint, and what is wrong with each newer one.
 

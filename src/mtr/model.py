@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -392,10 +392,6 @@ def adapted_modules(model: Any) -> list[str]:
         if ".lora_A." in name
     }
     return sorted(name.removeprefix("base_model.model.") for name in names)
-
-
-def count_parameters(parameters: Sequence[nn.Parameter]) -> int:
-    return sum(p.numel() for p in parameters)
 
 
 def _dropout_keys(config: Any) -> list[str]:

@@ -111,12 +111,6 @@ class VarlenPlan:
     window: int
     """Keys that a query sees at most, itself included; 0: all of its row."""
 
-    @property
-    def pairs(self) -> int:
-        """Query-key pairs of the rows, a window left out."""
-        q, k = (x.diff().long() for x in (self.cu_seq_q, self.cu_seq_k))
-        return int((q * k - q * (q - 1) // 2).sum())
-
 
 def varlen_plan(tree: Tree, span: Span = FULL) -> VarlenPlan:
     """One row a chain (a chunk of a chain with chunked attention); its keys are its path."""
