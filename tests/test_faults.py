@@ -98,13 +98,14 @@ PHASES: dict[str, tuple[Any, str, int, int | None]] = {
 """Where, at which call, and the step whose checkpoint is left."""
 
 
-@pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+SIGNALLED = [(phase, signal.SIGTERM) for phase in PHASES]
+SIGNALLED += [(phase, signal.SIGINT) for phase in ("loading", "in a step")]  # the same handler
+
+
+@pytest.mark.parametrize(("phase", "number"), SIGNALLED, ids=lambda value: getattr(value, "name", value))
 def test_a_signal_in_any_phase_saves_and_the_run_goes_on(
     recipe: Recipes, mtr: Mtr, monkeypatch: Patch, tmp_path: Path, phase: str, number: int
 ) -> None:
-    if number == signal.SIGINT and phase not in ("loading", "in a step"):
-        pytest.skip("the same handler")
     module, name, call, saved = PHASES[phase]
     path = recipe()
     with monkeypatch.context() as patch:
