@@ -1,11 +1,17 @@
 """How fast one worker prepares steps: parsing, rendering and encoding, merging, packing, in seconds of one CPU core.
 
     python benchmarks/host_speed.py --json benchmarks/results/host-speed.json
-    python benchmarks/host_speed.py --tokenizer path/to/tokenizer
+    python benchmarks/host_speed.py --tokenizer path/to/tokenizer --shapes chat loop loops
 
-Conversations of 5, 50 and 200 turns, each turn with thinking that the template drops from the history; every text is
-new, so nothing is remembered from one conversation to the next but what real data repeats too. The claim: the time per
-tree token of a long conversation stays within 3x that of a short one.
+Conversations of 5, 50 and 200 turns, each turn with thinking that the template drops from the history:
+
+    chat    a question and an answer, again and again
+    loop    one question, one tool call after the other, an answer
+    loops   the same with ten turns to a question
+
+Every text is new, so nothing is remembered from one conversation to the next but what real data repeats too. The claim:
+with `data.rendering: auto` the time per tree token of 50 turns stays within 3x that of 5 turns, for every shape. Beside
+it stand the first long conversations, all turns of which are rendered whole as well, and `data.rendering: whole`.
 """
 
 from __future__ import annotations
@@ -39,6 +45,8 @@ LONGEST = 1 << 20
 class Figure:
     """One length of conversation; CPU seconds, medians over the conversations."""
 
+    shape: str
+    rendering: str
     turns: int
     conversations: int
     tree_tokens: int
@@ -53,21 +61,29 @@ class Figure:
     tree_tokens_per_second: float
 
 
-def make_line(rng: random.Random, turns: int, words: tuple[int, int, int]) -> str:
+def make_line(rng: random.Random, shape: str, turns: int, words: tuple[int, int, int]) -> str:
     """A row as it stands in a file: made-up words, so that no two texts are the same."""
     syllables = ["ka", "to", "mi", "ren", "sol", "ba", "ve", "lu", "dor", "in", "es", "pa", "the", "ing", "qu"]
+    to_a_question = {"chat": 1, "loop": turns, "loops": 10}[shape]
 
     def text(count: int) -> str:
         return " ".join("".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(count))
 
-    messages: list[dict[str, str]] = []
-    for _ in range(turns):
-        messages.append({"role": "user", "content": text(words[0])})
-        messages.append({"role": "assistant", "reasoning_content": text(words[1]), "content": text(words[2])})
+    messages: list[dict[str, Any]] = []
+    for turn in range(turns):
+        if turn % to_a_question == 0:
+            messages.append({"role": "user", "content": text(words[0])})
+        message = {"role": "assistant", "reasoning_content": text(words[1])}
+        if turn % to_a_question == to_a_question - 1 or turn == turns - 1:
+            messages.append({**message, "content": text(words[2])})
+            continue
+        function = {"name": "look_up", "arguments": {"query": text(words[2] // 3)}}
+        messages.append({**message, "content": "", "tool_calls": [{"type": "function", "function": function}]})
+        messages.append({"role": "tool", "content": text(words[0])})
     return json.dumps({"messages": messages})
 
 
-def measure(builder: Builder, lines: list[str], turns: int) -> Figure:
+def measure(builder: Builder, lines: list[str], shape: str, rendering: str, turns: int) -> Figure:
     taken: list[tuple[float, ...]] = []
     tree_tokens = per_turn_tokens = 0
     for line in lines:
@@ -89,14 +105,33 @@ def measure(builder: Builder, lines: list[str], turns: int) -> Figure:
     parse, render, merge, pack = (statistics.median(column) for column in zip(*taken, strict=True))
     seconds, size = statistics.median(map(sum, taken)), tree_tokens / len(lines)
     return Figure(
-        turns, len(lines), round(size), round(per_turn_tokens / len(lines)), seconds, parse, render, merge, pack,
+        shape, rendering, turns, len(lines), round(size), round(per_turn_tokens / len(lines)),
+        seconds, parse, render, merge, pack,
         seconds / size * 1e6, size / seconds,
     )  # fmt: skip
+
+
+def show(figure: Figure, first: Figure) -> None:
+    f = figure
+    print(
+        f"{f.shape:<6}{f.rendering:<7}{f.turns:>4} turns  {f.tree_tokens:>8,} tree tokens "
+        f"({f.per_turn_tokens:,} per turn)  {f.microseconds_per_tree_token:6.2f} us/token = {against(f, first):5.2f}x  "
+        f"{f.tree_tokens_per_second:>9,.0f} tree tokens/s   parse {f.parse_seconds / f.seconds:.0%} "
+        f"render {f.render_seconds / f.seconds:.0%} merge {f.merge_seconds / f.seconds:.0%} "
+        f"pack {f.pack_seconds / f.seconds:.0%}",
+        flush=True,
+    )
+
+
+def against(figure: Figure, first: Figure) -> float:
+    return figure.microseconds_per_tree_token / first.microseconds_per_tree_token
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, default=ROOT / "recipes" / "quickstart" / "base")
+    parser.add_argument("--shapes", nargs="+", choices=["chat", "loop", "loops"], default=["chat"])
+    parser.add_argument("--renderings", nargs="+", choices=["auto", "whole"], default=["auto", "whole"])
     parser.add_argument("--turns", type=int, nargs="+", default=[5, 50, 200])
     parser.add_argument("--words", type=int, nargs=3, default=[60, 150, 60], metavar=("USER", "THINKING", "RESPONSE"))
     parser.add_argument("--total-turns", type=int, default=1000, help="turns measured for each length")
@@ -114,28 +149,37 @@ def main() -> None:
             "date": "2026-01-31",
         }
     )
-    builder = Builder(recipe, load_renderer(recipe, load_tokenizer(recipe)))
-    rng = random.Random(0)
-    words = tuple(arguments.words)
-    measure(builder, [make_line(rng, 5, words) for _ in range(10)], 5)  # first calls, the encoder's checks
-    figures = []
-    for turns in arguments.turns:
-        count = max(5, arguments.total_turns // turns)
-        figures.append(measure(builder, [make_line(rng, turns, words) for _ in range(count)], turns))
-        f = figures[-1]
-        print(
-            f"{f.turns:>4} turns  {f.tree_tokens:>8,} tree tokens ({f.per_turn_tokens:,} per turn)  "
-            f"{f.microseconds_per_tree_token:6.2f} us/token  {f.tree_tokens_per_second:>9,.0f} tree tokens/s   "
-            f"parse {f.parse_seconds / f.seconds:.0%} render {f.render_seconds / f.seconds:.0%} "
-            f"merge {f.merge_seconds / f.seconds:.0%} pack {f.pack_seconds / f.seconds:.0%}"
-        )
-    first = figures[0].microseconds_per_tree_token
+    tokenizer = load_tokenizer(recipe)
+    rng, words = random.Random(0), tuple(arguments.words)
+    figures, ratios = [], []
+    for shape, rendering in itertools.product(arguments.shapes, arguments.renderings):
+        chosen = recipe.replace(data={"rendering": rendering})
+        builder = Builder(chosen, load_renderer(chosen, tokenizer))
+
+        def timed(name: str, turns: int, count: int) -> Figure:
+            lines = [make_line(rng, shape, turns, words) for _ in range(count)]  # noqa: B023
+            return measure(builder, lines, shape, name, turns)  # noqa: B023
+
+        timed(rendering, 5, 10)  # first calls, the encoder's checks
+        short = timed(rendering, arguments.turns[0], arguments.total_turns // arguments.turns[0])
+        show(short, short)
+        found = [short]
+        if rendering == "auto":
+            found.append(timed("first", 50, 8))
+            show(found[-1], short)
+        for turns in arguments.turns[1:]:
+            found.append(timed(rendering, turns, max(5, arguments.total_turns // turns)))
+            show(found[-1], short)
+        figures += found
+        ratios += [against(figure, short) for figure in found]
     result: dict[str, Any] = {
         "tokenizer": arguments.tokenizer.name,
         "words": dict(zip(("user", "thinking", "response"), arguments.words, strict=True)),
         "workers": 1,
-        "figures": [asdict(figure) for figure in figures],
-        "time_per_tree_token_against_the_first": [f.microseconds_per_tree_token / first for f in figures],
+        "figures": [
+            {**asdict(figure), "time_per_tree_token_against_the_shortest": ratio}
+            for figure, ratio in zip(figures, ratios, strict=True)
+        ],
         "environment": environment(0, torch.device("cpu"), 1, "2026-01-31"),
     }
     if arguments.json:

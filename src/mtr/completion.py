@@ -54,14 +54,18 @@ def split_inline(content: str, tags: Tags | None) -> tuple[str, str] | None:
 
 def split_prompt(prompt: str, tags: Tags | None) -> tuple[str, str, State]:
     """Head, lead, and what the lead does to the thinking."""
-    if tags is not None:
-        opened, closed = map(re.escape, tags)
-        alone = "?" if TAG.fullmatch(tags[1]) else ""  # </think> says by itself what it closes, <|end|> does not
-        for pattern, state in ((rf"(?:{opened}\s*){alone}{closed}\s*$", "closes"), (rf"{opened}\s*$", "opens")):
-            if match := re.search(pattern, prompt):
-                found: State = "closes thinking" if state == "closes" else "opens thinking"
-                return prompt[: match.start()], match.group(), found
-    return prompt, "", "nothing"
+    start = len(prompt)
+    state: State = "nothing"
+    said = prompt.rstrip()
+    if tags is not None and said.endswith(tags[0]):
+        start, state = len(said) - len(tags[0]), "opens thinking"
+    elif tags is not None and said.endswith(tags[1]):
+        before = said.removesuffix(tags[1])
+        if before.rstrip().endswith(tags[0]):
+            start, state = len(before.rstrip()) - len(tags[0]), "closes thinking"
+        elif TAG.fullmatch(tags[1]):  # </think> says by itself what it closes, <|end|> does not
+            start, state = len(before), "closes thinking"
+    return prompt[:start], prompt[start:], state
 
 
 def after_thinking(text: str, thinking: str, tags: Tags | None) -> str | None:

@@ -173,6 +173,7 @@ def load_renderer(recipe: Recipe, tokenizer: Any) -> Renderer:
         stop_ids=_stop_ids(recipe.model),
         history=recipe.thinking.history,
         train_on=recipe.train_on,
+        rendering=recipe.data.rendering,
     )
 
 

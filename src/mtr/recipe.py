@@ -159,6 +159,9 @@ class DataSection(Section):
     shuffle: bool = True
     shuffle_buffer: Positive = 10_000
     """Rows held to shuffle a stream; local files are shuffled exactly."""
+    rendering: Literal["auto", "whole"] = "auto"
+    """auto: conversations of 24 turns and more are put together from pieces that are each rendered once, and compared
+    with the whole: all turns of the first ones, then some of each; whole: every turn's history is rendered whole."""
     num_workers: Annotated[int, Field(ge=0)] | None = None
     """Background processes that prepare steps; null: 2 beside an accelerator, else none."""
 
@@ -367,6 +370,7 @@ _FREE_KEYS = (
     "model.attention",
     "data.eval",
     "data.num_workers",
+    "data.rendering",
     "data.on_bad_row",
     "sequence.strategy",
     "sequence.merge",

@@ -15,18 +15,29 @@ Prompt and completion are encoded apart, as a server does, without special token
 from __future__ import annotations
 
 import json
+import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date as Date
 from typing import Any, Literal
+from zlib import crc32
 
 from mtr.completion import INLINE, Tags, after_thinking, built, rendered, spell, split_inline, split_prompt
 from mtr.conversation import THINKING_KEYS, Conversation, Message
 from mtr.encoding import Encoder
+from mtr.errors import UserError
+from mtr.history import Before, History, PieceHistory
 from mtr.template import RefusedError, Template
 from mtr.trials import find
 
+_LONG = 24
+"""Turns from which a conversation is put together from pieces."""
+_COMPARED_FIRST = 400
+"""Turns of one kind of conversation that are all rendered whole as well."""
+_COMPARED_LATER = 3
+"""Turns of each later one beside its last."""
 _SENTINEL = "\ue000own text\ue001"
 NOT_GENERATED = "no message comes before it, so inference never generates it"
 WEIGHT_ZERO = "the message says so (weight 0)"
@@ -95,6 +106,7 @@ class Renderer:
         stop_ids: Sequence[int] = (),
         history: Literal["as_data", "respell"] = "as_data",
         train_on: Literal["all", "last"] = "all",
+        rendering: Literal["auto", "whole"] = "auto",
     ) -> None:
         """
         Args:
@@ -106,6 +118,7 @@ class Renderer:
             history: thinking of earlier turns is given to the template as the data spells it, or as the template
                 reads it.
             train_on: every turn, or each conversation's last one.
+            rendering: long conversations are put together from pieces, or all are rendered whole.
 
         Raises:
             UserError: the tokenizer has no chat template, or it fails on a single user message.
@@ -114,6 +127,10 @@ class Renderer:
         self.template = Template(tokenizer, template, Date.fromisoformat(date) if date else None)
         self.findings = find(self.template, stop_ids, thinking)
         self._encode = Encoder(tokenizer)
+        self._in_pieces = rendering == "auto" and train_on == "all"
+        self._seen: Counter[Any] = Counter()
+        """Turns of long conversations, by the kind of conversation."""
+        self._uncompared: Counter[Any] = Counter()
         self._respell = history == "respell"
         self._last_only = train_on == "last"
         eos = tokenizer.eos_token_id
@@ -136,8 +153,7 @@ class Renderer:
 
     def render(self, conversation: Conversation) -> list[Turn]:
         """One Turn per assistant message, in order; those that are not trained say why."""
-        given = [self._as_history(message) for message in conversation.messages]
-        drafts = [self._draft(conversation, index, given[:index]) for index in conversation.turns]
+        drafts = self._drafts(conversation)
         texts = [text for draft in drafts if isinstance(draft, _Draft) for text in (draft.prompt, draft.completion)]
         encoded = iter(self._encode(texts))
         turns = []
@@ -186,8 +202,52 @@ class Renderer:
 
     # --- rendering ------------------------------------------------------------------------------------------------
 
-    def _draft(self, conversation: Conversation, index: int, history: list[dict[str, Any]]) -> _Draft | str:
+    def _drafts(self, conversation: Conversation) -> list[_Draft | str]:
+        """All turns as text.
+
+        Those of a long conversation are put together from pieces and compared with the whole: at first all of them,
+        then the last one, which holds every piece, and a few others.
+
+        Raises:
+            UserError: a turn differs, after turns of the like were used that were not compared.
+        """
+        messages, turns = conversation.messages, conversation.turns
+        given = [self._as_history(message) for message in messages]
+
+        def drafted(history: History, chosen: Sequence[int]) -> list[_Draft | str]:
+            return [self._draft(conversation, history.before(turns[i])) for i in chosen]
+
+        whole = History(self.template, given, conversation.tools)
+        if not self._in_pieces or sum(messages[i].weight > 0 for i in turns) < _LONG:
+            return drafted(whole, range(len(turns)))
+        drafts = drafted(PieceHistory(self.template, given, conversation.tools), range(len(turns)))
+        kind = frozenset((m.role, bool(m.tool_calls), m.role == "assistant" and self.own(m).spelling) for m in messages)
+        compared = self._to_compare(kind, drafts)
+        for i, draft in zip(compared, drafted(whole, compared), strict=True):
+            if draft == drafts[i]:
+                continue
+            if self._uncompared[kind]:
+                raise UserError(
+                    f"{conversation.where}, message {turns[i]}: put together from pieces, its context is not what the "
+                    f"template makes of the whole, and {self._uncompared[kind]:,} turns before it were not compared; "
+                    "set data.rendering: whole and train again"
+                )
+            self._in_pieces = False
+            return drafted(whole, range(len(turns)))
+        self._uncompared[kind] += len(turns) - len(compared)
+        return drafts
+
+    def _to_compare(self, kind: Any, drafts: list[_Draft | str]) -> Sequence[int]:
+        turns = range(len(drafts))
+        self._seen[kind] += len(turns)
+        if self._seen[kind] <= _COMPARED_FIRST:
+            return turns
+        last = [i for i in turns if isinstance(drafts[i], _Draft)][-1:]
+        return sorted({*random.Random(crc32(repr(drafts[-1]).encode())).sample(turns, _COMPARED_LATER), *last})
+
+    def _draft(self, conversation: Conversation, before: Before) -> _Draft | str:
         """One turn as text, or the reason why there is none."""
+        index = before.count
         message = conversation.messages[index]
         if index == 0:
             return NOT_GENERATED
@@ -196,9 +256,8 @@ class Renderer:
         if message.weight == 0:
             return WEIGHT_ZERO
         try:
-            prompt = self.template.render(history, conversation.tools, generation=True)
-            own = self.own(message)
-            opening, completion = self._completion(history, own, conversation.tools, prompt)
+            prompt, own = before.prompt(), self.own(message)
+            opening, completion = self._completion(before, own, prompt)
             completion, stop = self._ended(opening, completion, own)
         except RefusedError as error:
             return str(error)
@@ -226,7 +285,7 @@ class Renderer:
             given["tool_calls"] = [_with_text_arguments(call) for call in given["tool_calls"]]
         return given
 
-    def _completion(self, history: list[dict[str, Any]], own: Own, tools: Any, prompt: str) -> tuple[str, str]:
+    def _completion(self, before: Before, own: Own, prompt: str) -> tuple[str, str]:
         """What the prompt has opened, and what follows it, text after the end of the turn included."""
         head, lead, state = split_prompt(prompt, self.tags)
         if own.thinking and state == "closes thinking":
@@ -248,11 +307,11 @@ class Renderer:
         opening = lead if state == "opens thinking" else ""
         ways: Iterator[str] = iter(())
         if read or not own.thinking:
-            ways = rendered(self._rest(history, self._given(message), tools, head), lead, state, self.tags)
+            ways = rendered(self._rest(before, self._given(message), head), lead, state, self.tags)
         for way in ways:
             if not self._missing(opening + way, own):
                 return opening, way
-        bare = self._rest(history, self._given(spell(message, "", own.response, None, None)), tools, head)
+        bare = self._rest(before, self._given(spell(message, "", own.response, None, None)), head)
         if problem := _unsaid(bare, own):
             cut = self.tags is not None and self.tags[1] in own.response
             raise RefusedError(f"{problem}: it holds {self.tags[1]}" if cut and self.tags else problem)
@@ -279,18 +338,18 @@ class Renderer:
         way_out = f"open it with {' or '.join(openers)}" if openers else "no argument of the template opens it"
         return f"it has thinking, but the generation prompt closes the thinking before it starts; {way_out}"
 
-    def _rest(self, history: list[dict[str, Any]], message: dict[str, Any], tools: Any, head: str) -> str:
+    def _rest(self, before: Before, message: dict[str, Any], head: str) -> str:
         """What the template makes of the turn itself: all that comes after the head of the prompt."""
-        full = self.template.render([*history, message], tools)
+        full = before.then(message)
         if full.startswith(head):
             return full[len(head) :]
         # Under this turn the history reads differently (a loop's thinking goes once it is answered), so the turn is
         # found by its header: the last one before a sentinel in the place of its text.
         header = split_prompt(self.findings.generation_prompt, self.tags)[0]
         if not header or not head.endswith(header):  # without a header it comes right after the last message
-            last = (history[-1].get("content") or "").strip()
+            last = (before.last.get("content") or "").strip()
             header = head[head.rindex(last) :] if last and last in head else ""
-        marked = self.template.render([*history, _marked(message)], tools)
+        marked = before.then(_marked(message))
         own_text = marked.find(_SENTINEL)
         start = marked.rfind(header, 0, own_text) if header and own_text >= 0 else -1
         end = start + len(header)
