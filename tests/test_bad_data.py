@@ -91,7 +91,7 @@ BAD_ROWS: dict[str, tuple[Any, str, str]] = {
     "ShareGPT keys": (
         {"messages": [{"from": "human", "value": "x"}]},
         ", message 0",
-        "unknown role None; roles are ...",
+        "a ShareGPT message among OpenAI messages; give ShareGPT rows a source of their own, with format: sharegpt",
     ),
     "no assistant message": (
         {"messages": [USER, {"role": "system", "content": "x"}]},

@@ -9,11 +9,12 @@ import functools
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
-from conftest import QUICKSTART, SHARED, needs_shared
+from conftest import QUICKSTART, SHARED, copy_tokenizer, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from templates import BEHAVIOURS, CALLS, CONTENT, PROMPT, call, template, thinking, tokenizer
@@ -237,16 +238,17 @@ def test_a_tool_result_that_poses_as_a_user_message_is_rendered_right() -> None:
 
 # --- comparison with the whole ----------------------------------------------------------------------------------------
 
+REMINDER = template(
+    thinking(when="loop.index0 > at.user") + CONTENT,
+    "{%- if (messages | length) in (15, 16) -%}{{- '<|im_start|>system\nBe brief.<|im_end|>\n' -}}{%- endif -%}"
+    + PROMPT,
+)
 UNSEEN = {
     "thinking of the last three questions": template(
         "{%- set ns = namespace(users=0) -%}{%- for m in messages[loop.index0:] -%}{%- if m.role == 'user' -%}"
         "{%- set ns.users = ns.users + 1 -%}{%- endif -%}{%- endfor -%}" + thinking(when="ns.users < 3") + CONTENT
     ),
-    "a reminder in the middle": template(
-        thinking(when="loop.index0 > at.user") + CONTENT,
-        "{%- if (messages | length) in (15, 16) -%}{{- '<|im_start|>system\nBe brief.<|im_end|>\n' -}}{%- endif -%}"
-        + PROMPT,
-    ),
+    "a reminder in the middle": REMINDER,
 }
 """Wrong in pieces, and the pieces do not tell."""
 
@@ -286,6 +288,31 @@ def test_a_difference_found_late_stops_the_run(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
+def test_inspect_compares_all_turns(
+    write_recipe: Callable[..., Path],
+    write_rows: Callable[..., Path],
+    mtr: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("mtr.rendering._COMPARED_FIRST", 0)
+    conversation = chat([0] * 30, seed=3)
+    rows = write_rows([conversation.row])
+    verdicts = {}
+    for name, text in {"good": template(thinking(when="loop.last") + CONTENT), "bad": REMINDER}.items():
+        folder = copy_tokenizer(tmp_path / name, text)
+        recipe = write_recipe(model={"name_or_path": str(folder)}, data={"train": str(rows)}, date=DATE)
+        code, _, said = mtr("inspect", recipe, "--verify", "sequence.max_length=8192")
+        verdicts[name] = code, said.strip().splitlines()[-1]
+    assert verdicts["good"] == (0, "row 0: every path of the tree is its turn, and every target is there")
+    turn = [i for i in conversation.turns if i in (15, 16)]
+    number = conversation.turns.index(turn[0])
+    assert verdicts["bad"] == (
+        1,
+        f"row 0: FAILED: turn {number}: rendered whole it is another text; set data.rendering: whole",
+    )
+
+
 def test_each_kind_of_conversation_is_compared_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mtr.rendering, "_COMPARED_FIRST", 60)
     made = behaving("history thinking is kept")
@@ -296,6 +323,15 @@ def test_each_kind_of_conversation_is_compared_first(monkeypatch: pytest.MonkeyP
     assert uncompared[:2] == [0, 0]
     assert 26 <= uncompared[2] <= 28
     assert uncompared[2] == uncompared[4] < uncompared[5]
+
+
+def test_the_first_conversation_is_compared_in_all_turns_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mtr.rendering, "_COMPARED_FIRST", 10)
+    made = behaving("history thinking is kept")
+    made.render(chat([0] * 30, seed=1))
+    assert made._uncompared.total() == 0
+    made.render(chat([0] * 30, seed=1))
+    assert made._uncompared.total() > 0
 
 
 @pytest.mark.parametrize("turns", [23, 24])

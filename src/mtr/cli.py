@@ -201,7 +201,11 @@ def inspect(
     every: Annotated[bool, typer.Option("--all", help="Every row, one JSON object a line.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     prove: Annotated[
-        bool, typer.Option("--verify", help="Prove that the tree's paths are the turns; exit 1 if not.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Prove that the tree's paths are the turns and that no turn depends on data.rendering; exit 1 if not.",
+        ),
     ] = False,
 ) -> None:
     """Show how a conversation is laid out: turns, tree, what each token sees, what is supervised. Needs no weights."""
@@ -230,6 +234,8 @@ def inspect(
                 show_inspection(inspection, tokenizer, out)
             if prove:
                 problems = check(inspection, loaded.loss.weighting)
+                for turn in builder.renderer.differing(conversation):
+                    problems.append(f"turn {turn}: rendered whole it is another text; set data.rendering: whole")
                 failed = failed or bool(problems)
                 verdict = "; ".join(problems) or "every path of the tree is its turn, and every target is there"
                 print(f"row {number}: {'FAILED: ' if problems else ''}{verdict}", file=sys.stderr)

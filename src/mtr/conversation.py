@@ -95,6 +95,12 @@ def _parse_message(message: Any, where: str) -> Message:
         raise RowError(where, "a message is an object with role and content", f", this is {kind(message)}")
     data = {key: value for key, value in message.items() if value is not None}
     role = data.get("role")
+    if role is None and "from" in data:
+        raise RowError(
+            where,
+            "a ShareGPT message among OpenAI messages",
+            "; give ShareGPT rows a source of their own, with format: sharegpt",
+        )
     if role not in ROLES:
         raise RowError(where, "unknown role", f" {role!r:.80}; roles are {', '.join(ROLES)}")
     weight = _pop_weight(data, where)

@@ -35,7 +35,7 @@ from mtr.trials import find
 _LONG = 24
 """Turns from which a conversation is put together from pieces."""
 _COMPARED_FIRST = 400
-"""Turns of one kind of conversation that are all rendered whole as well."""
+"""Turns of one kind of conversation after which no more conversations are compared in all turns."""
 _COMPARED_LATER = 3
 """Turns of each later one beside its last."""
 _SENTINEL = "\ue000own text\ue001"
@@ -171,6 +171,14 @@ class Renderer:
             turns.append(Turn(number, index, tuple(prompt_ids), tuple(completion_ids), weight, reason, draft.notes))
         return turns
 
+    def differing(self, conversation: Conversation) -> list[int]:
+        """Numbers of the turns that are not the same when they are put together from pieces and when rendered whole."""
+        whole, pieces = self._histories(conversation)
+        if pieces is None:
+            return []
+        drafts = [[self._draft(conversation, h.before(i)) for i in conversation.turns] for h in (pieces, whole)]
+        return [number for number, (one, other) in enumerate(zip(*drafts, strict=True)) if one != other]
+
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> list[int]:
         """Token ids that inference is fed after these messages."""
         history = [self._as_history(Message(message)) for message in messages]
@@ -212,15 +220,14 @@ class Renderer:
             UserError: a turn differs, after turns of the like were used that were not compared.
         """
         messages, turns = conversation.messages, conversation.turns
-        given = [self._as_history(message) for message in messages]
+        whole, pieces = self._histories(conversation)
 
-        def drafted(history: History, chosen: Sequence[int]) -> list[_Draft | str]:
+        def drafted(history: History, chosen: Sequence[int] = range(len(turns))) -> list[_Draft | str]:
             return [self._draft(conversation, history.before(turns[i])) for i in chosen]
 
-        whole = History(self.template, given, conversation.tools)
-        if not self._in_pieces or sum(messages[i].weight > 0 for i in turns) < _LONG:
-            return drafted(whole, range(len(turns)))
-        drafts = drafted(PieceHistory(self.template, given, conversation.tools), range(len(turns)))
+        if pieces is None:
+            return drafted(whole)
+        drafts = drafted(pieces)
         kind = frozenset((m.role, bool(m.tool_calls), m.role == "assistant" and self.own(m).spelling) for m in messages)
         compared = self._to_compare(kind, drafts)
         for i, draft in zip(compared, drafted(whole, compared), strict=True):
@@ -233,14 +240,21 @@ class Renderer:
                     "set data.rendering: whole and train again"
                 )
             self._in_pieces = False
-            return drafted(whole, range(len(turns)))
+            return drafted(whole)
         self._uncompared[kind] += len(turns) - len(compared)
         return drafts
 
+    def _histories(self, conversation: Conversation) -> tuple[History, PieceHistory | None]:
+        """The whole, and the pieces where they are worth it."""
+        given = [self._as_history(message) for message in conversation.messages]
+        long = sum(conversation.messages[i].weight > 0 for i in conversation.turns) >= _LONG
+        pieces = PieceHistory(self.template, given, conversation.tools) if long and self._in_pieces else None
+        return History(self.template, given, conversation.tools), pieces
+
     def _to_compare(self, kind: Any, drafts: list[_Draft | str]) -> Sequence[int]:
-        turns = range(len(drafts))
+        turns, before = range(len(drafts)), self._seen[kind]
         self._seen[kind] += len(turns)
-        if self._seen[kind] <= _COMPARED_FIRST:
+        if before < _COMPARED_FIRST:
             return turns
         last = [i for i in turns if isinstance(drafts[i], _Draft)][-1:]
         return sorted({*random.Random(crc32(repr(drafts[-1]).encode())).sample(turns, _COMPARED_LATER), *last})
