@@ -54,18 +54,15 @@ def split_inline(content: str, tags: Tags | None) -> tuple[str, str] | None:
 
 def split_prompt(prompt: str, tags: Tags | None) -> tuple[str, str, State]:
     """Head, lead, and what the lead does to the thinking."""
-    start = len(prompt)
-    state: State = "nothing"
-    said = prompt.rstrip()
-    if tags is not None and said.endswith(tags[0]):
-        start, state = len(said) - len(tags[0]), "opens thinking"
-    elif tags is not None and said.endswith(tags[1]):
-        before = said.removesuffix(tags[1])
-        if before.rstrip().endswith(tags[0]):
-            start, state = len(before.rstrip()) - len(tags[0]), "closes thinking"
-        elif TAG.fullmatch(tags[1]):  # </think> says by itself what it closes, <|end|> does not
-            start, state = len(before), "closes thinking"
-    return prompt[:start], prompt[start:], state
+    if tags is not None:
+        opened, closed = map(re.escape, tags)
+        alone = "?" if TAG.fullmatch(tags[1]) else ""  # </think> says by itself what it closes, <|end|> does not
+        last = min((at for at in map(prompt.rfind, tags) if at >= 0), default=len(prompt))  # prompts are long
+        for pattern, state in ((rf"(?:{opened}\s*){alone}{closed}\s*$", "closes"), (rf"{opened}\s*$", "opens")):
+            if match := re.compile(pattern).search(prompt, last):
+                found: State = "closes thinking" if state == "closes" else "opens thinking"
+                return prompt[: match.start()], match.group(), found
+    return prompt, "", "nothing"
 
 
 def after_thinking(text: str, thinking: str, tags: Tags | None) -> str | None:

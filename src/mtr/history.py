@@ -11,10 +11,11 @@ A stretch goes on from one user message to the next and is rendered as history, 
 newest stretch, a round goes on from one tool result to the next and is rendered in the open loop, where templates keep
 thinking that they drop later.
 
-Each piece is rendered in two contexts, at the start of the conversation or loop and after parts that stand for all
-that came before. It must be the same in both, so a counter or a flag that the template carries along is seen, and it
-must leave the text before it as it was. Where that does not hold, a longer excerpt is taken, in the end the whole.
-It is still a claim about the template, with which none is trusted: `Renderer` compares with the whole.
+Each piece is rendered in two contexts: at the start of the conversation or loop, and after parts that stand for all
+that came before. It must be the same in both, so that a counter or a flag that the template carries along is seen, and
+it must leave the text before it as it was; if not, the conversation is rendered whole. What is newest follows the same
+few parts; where it changes the text before it (an answer that closes a loop), it is rendered with more, in the end with
+all. This is still a claim about the template, and none is trusted with it: `Renderer` compares with the whole.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,10 @@ from mtr.completion import TAG
 from mtr.template import RefusedError, Template
 
 _CUT = "mtr cuts the text here"
+
+
+class TangledError(Exception):
+    """A piece depends on more than what is near; no text that was put together from pieces may be used."""
 
 
 class History:
@@ -83,13 +88,13 @@ class _Cut:
     at: int
     """The message before whose content the cut is."""
     contexts: tuple[tuple[int, ...], ...]
-    """Messages before that one: after each of these contexts the text must go on in the same way."""
+    """Messages before that one: those that stand for all, and the fewest."""
     pieces: tuple[str, ...]
     """What the template makes of all messages, up to the cut."""
 
 
 class PieceHistory(History):
-    """The same text, put together from pieces that are rendered once."""
+    """The same text, put together from pieces that are rendered once. All its methods may raise TangledError."""
 
     def __init__(self, template: Template, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> None:
         super().__init__(template, messages, tools)
@@ -106,8 +111,10 @@ class PieceHistory(History):
         for newest in (self._newest_result, self._newest_user):
             try:
                 if (cut := newest(count)) is not None:
-                    text = self._after(cut, range(cut.at, count), lambda kept: self._render(kept, own))
-                    return "".join((*cut.pieces, text))
+                    context = cut.contexts[0]
+                    text = self._after(cut, context, self._render((*context, *range(cut.at, count)), own))
+                    if text is not None:
+                        return "".join((*cut.pieces, text))
             except RefusedError:
                 continue
         return super().render(count, own)
@@ -161,23 +168,18 @@ class PieceHistory(History):
         return self._results[bisect_left(self._results, start) : bisect_left(self._results, end)]
 
     def _next(self, cut: _Cut, at: int, *contexts: tuple[int, ...]) -> _Cut:
-        return _Cut(at, contexts, (*cut.pieces, self._after(cut, range(cut.at, at + 1), self._text_to)))
+        """The cut after this one, with the piece between them."""
+        messages = range(cut.at, at + 1)
+        found = {self._after(cut, context, self._text_to((*context, *messages))) for context in cut.contexts}
+        piece = found.pop()
+        if found or piece is None:
+            raise TangledError
+        return _Cut(at, contexts, (*cut.pieces, piece))
 
-    def _after(self, cut: _Cut, messages: range, rendered: Callable[[tuple[int, ...]], str]) -> str:
-        """The text after a cut.
-
-        Raises:
-            RefusedError: it is not the same after all contexts.
-        """
-        found = set()
-        for context in dict.fromkeys(cut.contexts):
-            start, text = self._text_to((*context, cut.at)), rendered((*context, *messages))
-            if not text.startswith(start):
-                raise RefusedError("what comes before the cut depends on what follows")
-            found.add(text[len(start) :])
-        if len(found) > 1:
-            raise RefusedError("what follows the cut depends on what is far before it")
-        return found.pop()
+    def _after(self, cut: _Cut, context: tuple[int, ...], text: str) -> str | None:
+        """What is new in a text since a cut; None if what came before it has changed."""
+        start = self._text_to((*context, cut.at))
+        return text[len(start) :] if text.startswith(start) else None
 
     def _text_to(self, kept: tuple[int, ...]) -> str:
         """The text up to the content of the last of these messages."""

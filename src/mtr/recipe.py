@@ -160,7 +160,7 @@ class DataSection(Section):
     shuffle_buffer: Positive = 10_000
     """Rows held to shuffle a stream; local files are shuffled exactly."""
     rendering: Literal["auto", "whole"] = "auto"
-    """auto: conversations of 24 turns and more are put together from pieces that are each rendered once, and compared
+    """auto: conversations of 32 turns and more are put together from pieces that are each rendered once, and compared
     with the whole: all turns of the first ones, then some of each; whole: every turn's history is rendered whole."""
     num_workers: Annotated[int, Field(ge=0)] | None = None
     """Background processes that prepare steps; null: 2 beside an accelerator, else none."""

@@ -28,11 +28,11 @@ from mtr.completion import INLINE, Tags, after_thinking, built, rendered, spell,
 from mtr.conversation import THINKING_KEYS, Conversation, Message
 from mtr.encoding import Encoder
 from mtr.errors import UserError
-from mtr.history import Before, History, PieceHistory
+from mtr.history import Before, History, PieceHistory, TangledError
 from mtr.template import RefusedError, Template
 from mtr.trials import find
 
-_LONG = 24
+_LONG = 32
 """Turns from which a conversation is put together from pieces."""
 _COMPARED_FIRST = 400
 """Turns of one kind of conversation after which no more conversations are compared in all turns."""
@@ -176,7 +176,10 @@ class Renderer:
         whole, pieces = self._histories(conversation)
         if pieces is None:
             return []
-        drafts = [[self._draft(conversation, h.before(i)) for i in conversation.turns] for h in (pieces, whole)]
+        try:
+            drafts = [[self._draft(conversation, h.before(i)) for i in conversation.turns] for h in (pieces, whole)]
+        except TangledError:
+            return []
         return [number for number, (one, other) in enumerate(zip(*drafts, strict=True)) if one != other]
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> list[int]:
@@ -227,7 +230,10 @@ class Renderer:
 
         if pieces is None:
             return drafted(whole)
-        drafts = drafted(pieces)
+        try:
+            drafts = drafted(pieces)
+        except TangledError:
+            return drafted(whole)
         kind = frozenset((m.role, bool(m.tool_calls), m.role == "assistant" and self.own(m).spelling) for m in messages)
         compared = self._to_compare(kind, drafts)
         for i, draft in zip(compared, drafted(whole, compared), strict=True):
