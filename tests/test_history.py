@@ -329,6 +329,25 @@ def test_inspect_compares_all_turns(
     )
 
 
+def test_a_difference_found_late_is_told_in_one_line(
+    write_recipe: Callable[..., Path],
+    write_rows: Callable[..., Path],
+    mtr: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A template that changes its ways in conversations longer than all before."""
+    monkeypatch.setattr("mtr.rendering._COMPARED_FIRST", 0)
+    folder = copy_tokenizer(tmp_path / "changes", REMINDER.replace("in (15, 16)", "> 90"))
+    rows = write_rows([chat([0] * turns, seed=0, thinks=1.0).row for turns in (40, 60)])
+    recipe = write_recipe(model={"name_or_path": str(folder)}, data={"train": str(rows)}, date=DATE)
+    code, _, said = mtr("inspect", recipe, "--all", "sequence.max_length=8192")
+    assert code == 2
+    assert f"{rows}, line 2, message " in said
+    assert said.strip().endswith("turns before it were not compared; set data.rendering: whole and train again")
+    assert mtr("inspect", recipe, "--all", "sequence.max_length=8192", "data.rendering=whole")[0] == 0
+
+
 def test_each_kind_of_conversation_is_compared_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mtr.rendering, "_COMPARED_FIRST", 80)
     made = behaving("history thinking is kept")
