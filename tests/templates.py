@@ -264,6 +264,25 @@ BEHAVIOURS: dict[str, Behaviour] = {
         tight,
         {"fields": ("reasoning",), "spacing": ("", "", "")},
     ),
+    "read from parts of the content": Behaviour(
+        template(
+            "{%- if message.content is string -%}" + CONTENT + "{%- else -%}"
+            "{%- for part in message.content or [] -%}"
+            "{%- if part.type == 'thinking' -%}"
+            "{%- if loop.index0 == 0 -%}{{- '<think>' + part.thinking + '</think>' -}}{%- endif -%}"
+            "{%- else -%}{{- part.text -}}{%- endif -%}"
+            "{%- endfor -%}{%- endif -%}" + CALLS
+        ),
+        tight,
+        {
+            "answers_read": ("content parts", "inline"),
+            "calls_read": ("content parts", "inline"),
+            "fields": ("content parts",),
+            "spacing": ("", "", ""),
+            "history": "always",
+            "history_inline": "always",
+        },
+    ),
     "rendered with tool calls only": Behaviour(
         template(thinking(when="message.tool_calls and loop.last", spaced=False) + STRIPPED + CALLS),
         tight,

@@ -66,6 +66,14 @@ def test_its_own_thinking_is_never_rendered_and_yet_trained(mtr: Mtr, tmp_path: 
     assert "never rendered by the template: completions are put together from the tags" in in_words(out)
 
 
+def test_thinking_is_read_from_parts_of_the_content(mtr: Mtr, tmp_path: Path) -> None:
+    code, out, _ = mtr("audit", folder(tmp_path, "read from parts of the content"))
+    assert code == 0
+    words = in_words(out)
+    assert "thinking is read from content parts, or inline in the content" in words
+    assert "thinking is kept in every prompt, but not from a field; thinking: {history: respell} moves it" in words
+
+
 def test_json_is_all_of_it(mtr: Mtr, tmp_path: Path) -> None:
     code, out, _ = mtr("audit", folder(tmp_path, "closed, and a switch opens it"), "date=2025-01-02", "--json")
     report = json.loads(out)

@@ -123,6 +123,26 @@ BAD_ROWS: dict[str, tuple[Any, str, str]] = {
         ", message 1",
         "content must be text or a list of text parts, this is a list",
     ),
+    "a thinking part without thinking": (
+        assistant(content=[{"type": "thinking"}, {"type": "text", "text": "x"}]),
+        ", message 1",
+        "a thinking part needs its thinking as text, this is null",
+    ),
+    "thinking parts in the middle": (
+        assistant(content=[{"type": "text", "text": "x"}, {"type": "thinking", "thinking": "y"}]),
+        ", message 1",
+        "thinking parts come before the text; a turn thinks first",
+    ),
+    "thinking twice": (
+        assistant(content=[{"type": "thinking", "thinking": "y"}], reasoning_content="z"),
+        ", message 1",
+        "thinking both in a field and in parts of the content; leave one out",
+    ),
+    "a user's thinking part": (
+        {"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "y"}]}, ANSWER]},
+        ", message 0",
+        "content must be text or a list of text parts, this is a list (thinking parts)",
+    ),
     "thinking is a list": (
         assistant(content="x", reasoning_content=["hm"]),
         ", message 1",

@@ -62,6 +62,22 @@ def test_text_parts_are_joined() -> None:
 
 
 @pytest.mark.parametrize(
+    "thought", ["Hm. Yes.", [{"type": "text", "text": "Hm. "}, {"type": "text", "text": "Yes."}]], ids=["text", "parts"]
+)
+def test_thinking_parts_stay_parts(thought: Any) -> None:
+    parts = [{"type": "thinking", "thinking": thought}, *({"type": "text", "text": t} for t in ("Hel", "lo"))]
+    (_, message) = parse(USER, {"role": "assistant", "content": parts}).messages
+    assert (message.thinking, message.content, message.in_parts) == ("Hm. Yes.", "Hello", True)
+    assert message.data["content"] == [{"type": "thinking", "thinking": "Hm. Yes."}, {"type": "text", "text": "Hello"}]
+
+
+def test_a_blank_thinking_part_is_no_thinking() -> None:
+    parts = [{"type": "thinking", "thinking": " \n"}, {"type": "text", "text": "Hello"}]
+    (_, message) = parse(USER, {"role": "assistant", "content": parts}).messages
+    assert dict(message.data) == ANSWER
+
+
+@pytest.mark.parametrize(
     ("keys", "weight"),
     [
         ({}, 1.0),

@@ -117,7 +117,10 @@ def spelled(chat: Chat, spelling: str) -> list[dict[str, Any]]:
             message["tool_calls"] = [call(name, **arguments) for name, arguments in said.calls]
             if not said.response:
                 del message["content"]
-        if said.thinking and spelling == "inline":
+        if said.thinking and spelling == "content parts":
+            text = [{"type": "text", "text": said.response}] if said.response else []
+            message["content"] = [{"type": "thinking", "thinking": said.thinking}, *text]
+        elif said.thinking and spelling == "inline":
             message["content"] = f"<think>\n{said.thinking}\n</think>\n\n{said.response}"
         elif said.thinking:
             message[spelling] = said.thinking
@@ -128,6 +131,8 @@ def spelled(chat: Chat, spelling: str) -> list[dict[str, Any]]:
 def expected(name: str, chat: Chat, spelling: str, tools: list[Any] | None) -> list[tuple[str, str]]:
     """Prompt and completion of each turn: the first rendered here, one by one, the second as the template is told."""
     behaviour, loaded = BEHAVIOURS[name], tokenizer(name)
+    if spelling == "content parts" and spelling not in behaviour.found.get("fields", ()):
+        spelling = THINKING_KEYS[0]
     messages = spelled(chat, spelling)
     for message in messages:
         if "tool_calls" in message and behaviour.found.get("call_content") == "empty":
@@ -188,7 +193,7 @@ def chats(draw: st.DrawFn, name: str) -> Chat:
 def test_turns_are_what_inference_sees(name: str) -> None:
     made = behaving(name)
 
-    @given(chats(name), st.sampled_from([*THINKING_KEYS, "inline"]), st.booleans())
+    @given(chats(name), st.sampled_from([*THINKING_KEYS, "content parts", "inline"]), st.booleans())
     @settings(max_examples=40, deadline=None)
     def check(chat: Chat, spelling: str, with_tools: bool) -> None:
         tools = [{"type": "function", "function": {"name": "count", "parameters": {}}}] if with_tools else None
@@ -319,6 +324,28 @@ def test_split_is_the_inverse(name: str) -> None:
         if turn.trained:
             assert made.split(list(turn.completion_ids[:-1])) == (said.thinking, said.response)
             assert made.split(list(turn.completion_ids)) == (said.thinking, said.response)
+
+
+def test_history_is_respelled_in_parts_if_asked() -> None:
+    """A template that reads thinking from parts drops that of a field: as given, or as it reads it."""
+    name = "read from parts of the content"
+    as_data, respelled = (behaving(name, history=history) for history in ("as_data", "respell"))
+    field, parts = (
+        parsed(
+            {"messages": spelled([("user", "Hi"), Said("Hm.", "Yes."), ("user", "So?"), Said("Hm?", "No.")], spelling)}
+        )
+        for spelling in (THINKING_KEYS[0], "content parts")
+    )
+    assert as_data.render(parts) == respelled.render(parts) == respelled.render(field)
+    first, second = as_data.render(field)
+    assert first == as_data.render(parts)[0]
+    assert second.completion_ids == as_data.render(parts)[1].completion_ids
+    assert "Hm." not in made_text(as_data, second.prompt_ids)
+    assert "<think>Hm.</think>Yes." in made_text(as_data, as_data.render(parts)[1].prompt_ids)
+
+
+def made_text(made: Renderer, ids: tuple[int, ...]) -> str:
+    return str(made.tokenizer.decode(list(ids)))
 
 
 def test_history_is_respelled_if_asked() -> None:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from mtr.completion import PARTS
 from mtr.conversation import Conversation, parse_row
 from mtr.findings import Findings, Stop, spelled
 from mtr.rejects import Rejected
@@ -236,6 +237,7 @@ def _explain_thinking(found: Findings) -> Iterator[tuple[str, str]]:
     else:
         yield "thinking tags", f"{found.tags[0]} … {found.tags[1]}, {where[found.tags_from]}"
     fields = " or ".join(found.fields)
+    in_parts = found.fields == (PARTS,)
     in_content = "inline" in (*found.answers_read, *found.calls_read)
     if fields:
         yield "thinking is read", f"from {fields}{', or inline in the content' if in_content else ''}"
@@ -246,7 +248,8 @@ def _explain_thinking(found: Findings) -> Iterator[tuple[str, str]]:
     yield "its own turn", _own_thinking(found)
     if found.history == found.history_inline or not fields:
         inline = "" if found.history == found.history_inline else "inline "
-        yield "history", f"{inline}thinking is {_HISTORY[found.history_inline]}"
+        kept = f"{inline}thinking is {_HISTORY[found.history_inline]}"
+        yield "history", f"{kept}, but not from a field; thinking: {{history: respell}} moves it" if in_parts else kept
     else:
         yield (
             "history",

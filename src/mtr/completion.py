@@ -21,7 +21,9 @@ State = Literal["nothing", "opens thinking", "closes thinking"]
 INLINE = "inline"
 THINKING_FIELDS = (*THINKING_KEYS, "tool_plan")
 """Fields that templates read thinking from."""
-SPELLINGS = (*THINKING_FIELDS, INLINE)
+PARTS = "content parts"
+"""The content as a list: {type: thinking, thinking: ...}, {type: text, text: ...}."""
+SPELLINGS = (*THINKING_FIELDS, PARTS, INLINE)
 COMMON_TAGS: Tags = ("<think>", "</think>")
 TAG = re.compile(r"[<\[][/\w:|]*(?:think|thought|reason)[\w:|]*[>\]]", re.IGNORECASE)
 
@@ -36,6 +38,9 @@ def spell(
     if spelling == INLINE:
         opened, closed = tags or COMMON_TAGS
         spelled["content"] = f"{opened}\n{thinking}\n{closed}\n\n{response}"
+    elif spelling == PARTS:
+        said = [{"type": "text", "text": response}] if response else []
+        spelled["content"] = [{"type": "thinking", "thinking": thinking}, *said]
     elif spelling is not None:
         spelled[spelling] = thinking
     return spelled

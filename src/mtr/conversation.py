@@ -1,8 +1,9 @@
 """A row becomes a Conversation: messages as the chat template will see them, checked once.
 
 What only the trainer reads (`train`, `weight`) is taken out of the message; everything else is handed to the
-template as the row spells it, but for two repairs that change no meaning: text parts are joined to one string,
-and tool arguments written as a JSON string become the object (most templates fail on the string or quote it twice).
+template as the row spells it, but for two repairs that change no meaning: text parts are joined (to one string where
+there is no thinking among them), and tool arguments written as a JSON string become the object (most templates fail on
+the string or quote it twice).
 """
 
 from __future__ import annotations
@@ -34,11 +35,19 @@ class Message:
 
     @property
     def content(self) -> str:
-        return self.data.get("content") or ""
+        """Its text, without thinking in parts."""
+        return _join(self.data.get("content"), "text")
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the content is a list, its first part thinking."""
+        return isinstance(self.data.get("content"), list)
 
     @property
     def thinking(self) -> str | None:
-        """The thinking where a field of its own holds it, else None."""
+        """The thinking where a field or a part of its own holds it, else None."""
+        if self.in_parts:
+            return _join(self.data["content"], "thinking")
         return next((self.data[key] for key in THINKING_KEYS if self.data.get(key) is not None), None)
 
     @property
@@ -105,7 +114,10 @@ def _parse_message(message: Any, where: str) -> Message:
         raise RowError(where, "unknown role", f" {role!r:.80}; roles are {', '.join(ROLES)}")
     weight = _pop_weight(data, where)
     if "content" in data:
-        data["content"] = _text(data["content"], where)
+        thinks = role == "assistant" and isinstance(data["content"], list)
+        data["content"] = _parts(data["content"], where) if thinks else _text(data["content"], where)
+        if isinstance(data["content"], list) and any(data.get(key) for key in THINKING_KEYS):
+            raise RowError(where, "thinking both in a field and in parts of the content", "; leave one out")
     for key in THINKING_KEYS:
         if key in data and not isinstance(data[key], str):
             raise RowError(where, f"{key!r} must be text", f", this is {kind(data[key])}")
@@ -142,6 +154,30 @@ def _text(content: Any, where: str) -> str:
     ):
         return _encodable("".join(part["text"] for part in content), where)
     raise RowError(where, "content must be text or a list of text parts", f", this is {kind(content)}")
+
+
+def _parts(content: list[Any], where: str) -> str | list[dict[str, str]]:
+    """Thinking and text, one part each; a string where there is no thinking."""
+    thoughts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "thinking"]
+    text = _text([part for part in content if part not in thoughts], where)
+    thinking = ""
+    for part in thoughts:
+        said = part.get("thinking")
+        if not isinstance(said, (str, list)):
+            raise RowError(where, "a thinking part needs its thinking as text", f", this is {kind(said)}")
+        thinking += _text(said, where)  # as Mistral's API has it, text parts again
+    if not thinking.strip():
+        return text
+    if content[: len(thoughts)] != thoughts:
+        raise RowError(where, "thinking parts come before the text", "; a turn thinks first")
+    said = [{"type": "text", "text": text}] if text else []
+    return [{"type": "thinking", "thinking": _encodable(thinking, where)}, *said]
+
+
+def _join(content: Any, kind: str) -> str:
+    if isinstance(content, list):
+        return "".join(part.get(kind, "") for part in content)
+    return (content or "") if kind == "text" else ""
 
 
 def _encodable(value: T, where: str) -> T:

@@ -52,7 +52,7 @@ class Findings:
     calls_read: tuple[str, ...]
     """The same for a turn that calls tools."""
     fields: tuple[str, ...]
-    """Fields that the template itself looks at."""
+    """Fields, or parts of the content, that the template itself looks at."""
     history: History
     """What the prompts of later turns keep of thinking in a field."""
     history_inline: History

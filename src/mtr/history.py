@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtr.completion import TAG
+from mtr.conversation import Message
 from mtr.template import RefusedError, Template
 
 _CUT = "mtr cuts the text here"
@@ -199,7 +200,7 @@ def _features(message: Mapping[str, Any]) -> set[Any]:
     """What a template may act upon: its fields, for calls and answers apart, and whether its content holds thinking."""
     kind = message["role"], bool(message.get("tool_calls"))
     found = {(kind, key) for key, value in message.items() if value}
-    return found | {(kind, "inline")} if TAG.search(message.get("content") or "") else found
+    return found | {(kind, "inline")} if TAG.search(Message(message).content) else found
 
 
 def _rounds(results: Sequence[int]) -> Iterator[range]:

@@ -24,7 +24,7 @@ from datetime import date as Date
 from typing import Any, Literal
 from zlib import crc32
 
-from mtr.completion import INLINE, Tags, after_thinking, built, rendered, spell, split_inline, split_prompt
+from mtr.completion import INLINE, PARTS, Tags, after_thinking, built, rendered, spell, split_inline, split_prompt
 from mtr.conversation import THINKING_KEYS, Conversation, Message
 from mtr.encoding import Encoder
 from mtr.errors import UserError
@@ -204,7 +204,8 @@ class Renderer:
 
     def own(self, message: Message) -> Own:
         """Thinking and response, whether the thinking has a field of its own or stands inline."""
-        spelling = next((key for key in THINKING_KEYS if message.data.get(key) is not None), None)
+        field = next((key for key in THINKING_KEYS if message.data.get(key) is not None), None)
+        spelling = PARTS if message.in_parts else field
         thinking, content = (message.thinking or "").strip(), message.content.strip()
         inline = split_inline(content, self.tags)
         if inline is not None and (not thinking or inline[0] == thinking):
@@ -295,8 +296,11 @@ class Renderer:
         return self._given(message.data)
 
     def _given(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The message with its tool calls in the spelling that the template takes."""
+        """The message with its parts and its tool calls in the spelling that the template takes."""
         given = dict(message)
+        if Message(given).in_parts and PARTS not in self.findings.fields:
+            thinking, response = Message(given).thinking or "", Message(given).content
+            given = spell(given, thinking, response, THINKING_KEYS[0], self.tags)
         if not given.get("tool_calls"):
             return given
         if self.findings.call_content == "empty":
@@ -367,7 +371,7 @@ class Renderer:
         # found by its header: the last one before a sentinel in the place of its text.
         header = split_prompt(self.findings.generation_prompt, self.tags)[0]
         if not header or not head.endswith(header):  # without a header it comes right after the last message
-            last = (before.last.get("content") or "").strip()
+            last = Message(before.last).content.strip()
             header = head[head.rindex(last) :] if last and last in head else ""
         marked = before.then(_marked(message))
         own_text = marked.find(_SENTINEL)
@@ -437,7 +441,9 @@ def _marked(message: dict[str, Any]) -> dict[str, Any]:
     """The message with every text of its own replaced by a sentinel."""
     marked = dict(message)
     for key in ("content", *THINKING_KEYS):
-        if marked.get(key):
+        if isinstance(marked.get(key), list):
+            marked[key] = [{**part, part["type"]: _SENTINEL} for part in marked[key]]
+        elif marked.get(key):
             marked[key] = _SENTINEL
     calls = []
     for call in marked.get("tool_calls") or []:

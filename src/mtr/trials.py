@@ -17,6 +17,7 @@ from typing import Any, Literal
 from mtr.completion import (
     COMMON_TAGS,
     INLINE,
+    PARTS,
     SPELLINGS,
     TAG,
     THINKING_FIELDS,
@@ -31,6 +32,8 @@ from mtr.errors import UserError
 from mtr.findings import CLOSES, LEAVES, OPENS, Findings, History, Stop, Survival, Switch
 from mtr.template import RefusedError, Template
 
+_PART = re.compile(r"['\"]thinking['\"]\s*:")
+"""A part that was written out as it is."""
 _LAST_TAG = re.compile(r"[<\[◁][^<>\[\]\s]*[>\]▷]$")
 
 # Words that no template looks for, in conversations of every shape that matters.
@@ -245,9 +248,9 @@ class _Finder:
         """What stands before and after a turn's own thinking where the template renders it from a field."""
         bare = self._text([_USER])
         for message, own in ((self._answer(), _SAY), (self._calls(), _NAME)):
-            for key in THINKING_FIELDS:
-                full = self._text([_USER, {**message, key: _THINK}])
-                at = full.find(_THINK)
+            for spelling in (*THINKING_FIELDS, PARTS):
+                full = self._text([_USER, spell(message, _THINK, message.get("content") or "", spelling, None)])
+                at = -1 if spelling == PARTS and _PART.search(full) else full.find(_THINK)
                 if at >= 0 and own in full[at:]:
                     after = full[at + len(_THINK) : full.index(own, at)]
                     if after.strip():
@@ -303,6 +306,8 @@ class _Finder:
         read = []
         for spelling in SPELLINGS:
             full = self._text([_USER, self._spelled(message, spelling)], template=template)
+            if spelling == PARTS and _PART.search(full):
+                continue
             rest = full.removeprefix(head)
             ways = rendered(rest, lead, state, self.tags) if state != "closes thinking" else [rest]
             opening = lead if state == "opens thinking" else ""
@@ -315,11 +320,15 @@ class _Finder:
         """transformers copies one field into others, so the others are given as empty."""
         empty = dict.fromkeys(THINKING_FIELDS, "")
         messages = [self._answer(), self._calls()]
-        return tuple(
+        fields = [
             key
             for key in THINKING_FIELDS
             if any(_THINK in self._text([_USER, {**m, **empty, key: _THINK}]) for m in messages)
-        )
+        ]
+        in_parts = [self._text([_USER, self._spelled(m, PARTS)]) for m in messages]
+        if any(_THINK in text and not _PART.search(text) for text in in_parts):
+            fields.append(PARTS)
+        return tuple(fields)
 
     def _history(self, spelling: str, template: Template | None = None) -> History:
         answer, calls = self._spelled(self._answer(), spelling), self._spelled(self._calls(), spelling)
