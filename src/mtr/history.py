@@ -197,10 +197,11 @@ class PieceHistory(History):
 
 
 def _features(message: Mapping[str, Any]) -> set[Any]:
-    """What a template may act upon: its fields, for calls and answers apart, and whether its content holds thinking."""
+    """What a template may act upon: its fields, for calls and answers apart, and thinking wherever it stands."""
     kind = message["role"], bool(message.get("tool_calls"))
     found = {(kind, key) for key, value in message.items() if value}
-    return found | {(kind, "inline")} if TAG.search(Message(message).content) else found
+    said = Message(message)
+    return found | {(kind, "any thinking")} if said.thinking or TAG.search(said.content) else found
 
 
 def _rounds(results: Sequence[int]) -> Iterator[range]:

@@ -298,7 +298,7 @@ class Renderer:
     def _given(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message with its parts and its tool calls in the spelling that the template takes."""
         given = dict(message)
-        if Message(given).in_parts and PARTS not in self.findings.fields:
+        if Message(given).in_parts and PARTS not in self.findings.read(bool(given.get("tool_calls"))):
             thinking, response = Message(given).thinking or "", Message(given).content
             given = spell(given, thinking, response, THINKING_KEYS[0], self.tags)
         if not given.get("tool_calls"):
