@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from templates import BEHAVIOURS, CALLS, CONTENT, PROMPT, call, template, thinking, tokenizer
 
-import mtr.rendering
+import mtr.comparison
 from mtr.conversation import Conversation, parse_row
 from mtr.errors import UserError
 from mtr.history import History, PieceHistory, TangledError, _Cut
@@ -134,13 +134,13 @@ def test_pieces_are_the_text_of_the_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
 def test_turns_of_long_conversations_are_those_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mtr.rendering, "_COMPARED_FIRST", 0)
+    monkeypatch.setattr(mtr.comparison, "_COMPARED_FIRST", 0)
     made, whole = behaving(name), behaving(name, rendering="whole")
     for stretches in ([0] * 36, [35], [0, 4, 0, 0, 6, 1, 9, 0, 5, 3]):
         conversation = chat(stretches, seed=len(stretches))
         assert made.render(conversation) == whole.render(conversation)
-    assert made._in_pieces
-    assert made._uncompared.total() > 3 * 28 or name in UNCUT
+    assert made._comparison.in_pieces
+    assert made._comparison.uncompared.total() > 3 * 28 or name in UNCUT
 
 
 @needs_shared
@@ -276,12 +276,12 @@ def test_first_conversations_are_compared_in_all_turns(name: str) -> None:
     in_pieces, at_once = (texts(history, conversation) for history in histories(made, conversation))
     assert in_pieces not in (None, at_once)
     assert made.render(conversation) == whole.render(conversation)
-    assert not made._in_pieces, "it goes on with the whole"
+    assert not made._comparison.in_pieces, "it goes on with the whole"
     assert made.render(conversation) == whole.render(conversation)
 
 
 def test_a_difference_found_late_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mtr.rendering, "_COMPARED_FIRST", 0)
+    monkeypatch.setattr(mtr.comparison, "_COMPARED_FIRST", 0)
     made = Renderer(made_of(template(thinking(when="loop.index0 > at.user") + CONTENT)), date=DATE)
     conversation = chat([0] * 40, seed=3)
     made.render(conversation)
@@ -293,13 +293,13 @@ def test_a_difference_found_late_stops_the_run(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(History, "render", changed)
     with pytest.raises(UserError) as error:
         made.render(conversation)
-    compared = 40 - made._uncompared.total()
+    compared = 40 - made._comparison.uncompared.total()
     assert 2 <= compared <= 4
     message = str(error.value).split()[3].rstrip(":")
     assert int(message) in conversation.turns
     assert str(error.value) == (
         f"row 1, message {message}: put together from pieces, its context is not what the template "
-        f"makes of the whole, and {made._uncompared.total()} turns before it were not compared; "
+        f"makes of the whole, and {made._comparison.uncompared.total()} turns before it were not compared; "
         "set data.rendering: whole and train again"
     )
 
@@ -311,7 +311,7 @@ def test_inspect_compares_all_turns(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("mtr.rendering._COMPARED_FIRST", 0)
+    monkeypatch.setattr("mtr.comparison._COMPARED_FIRST", 0)
     conversation = chat([0] * 40, seed=3)
     rows = write_rows([conversation.row])
     verdicts = {}
@@ -337,7 +337,7 @@ def test_a_difference_found_late_is_told_in_one_line(
     tmp_path: Path,
 ) -> None:
     """A template that changes its ways in conversations longer than all before."""
-    monkeypatch.setattr("mtr.rendering._COMPARED_FIRST", 0)
+    monkeypatch.setattr("mtr.comparison._COMPARED_FIRST", 0)
     folder = copy_tokenizer(tmp_path / "changes", REMINDER.replace("in (15, 16)", "> 90"))
     rows = write_rows([chat([0] * turns, seed=0, thinks=1.0).row for turns in (40, 60)])
     recipe = write_recipe(model={"name_or_path": str(folder)}, data={"train": str(rows)}, date=DATE)
@@ -349,37 +349,37 @@ def test_a_difference_found_late_is_told_in_one_line(
 
 
 def test_each_kind_of_conversation_is_compared_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mtr.rendering, "_COMPARED_FIRST", 80)
+    monkeypatch.setattr(mtr.comparison, "_COMPARED_FIRST", 80)
     made = behaving("history thinking is kept")
     uncompared = []
     for stretches in ([0] * 40, [0] * 40, [0] * 40, [39], [39], [39]):
         made.render(chat(stretches, seed=1))
-        uncompared.append(made._uncompared.total())
+        uncompared.append(made._comparison.uncompared.total())
     assert uncompared[:2] == [0, 0]
     assert 36 <= uncompared[2] <= 38
     assert uncompared[2] == uncompared[4] < uncompared[5]
 
 
 def test_the_first_conversation_is_compared_in_all_turns_however_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mtr.rendering, "_COMPARED_FIRST", 10)
+    monkeypatch.setattr(mtr.comparison, "_COMPARED_FIRST", 10)
     made = behaving("history thinking is kept")
     made.render(chat([0] * 40, seed=1))
-    assert made._uncompared.total() == 0
+    assert made._comparison.uncompared.total() == 0
     made.render(chat([0] * 40, seed=1))
-    assert made._uncompared.total() > 0
+    assert made._comparison.uncompared.total() > 0
 
 
 @pytest.mark.parametrize("turns", [31, 32])
 def test_short_conversations_and_whole_rendering_use_no_pieces(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = [0]
-    plain = PieceHistory.__init__
+    used = [0]
+    plain = PieceHistory.render
 
-    def counted(self: PieceHistory, *given: Any) -> None:
-        made[0] += 1
-        plain(self, *given)
+    def counted(self: PieceHistory, count: int, own: Mapping[str, Any] | None) -> str:
+        used[0] += 1
+        return plain(self, count, own)
 
-    monkeypatch.setattr(PieceHistory, "__init__", counted)
+    monkeypatch.setattr(PieceHistory, "render", counted)
     behaving("history thinking is kept", rendering="whole").render(chat([0] * turns, seed=3))
-    assert made[0] == 0
+    assert used[0] == 0
     behaving("history thinking is kept").render(chat([0] * turns, seed=3))
-    assert made[0] == (turns >= 32)
+    assert (used[0] > 0) == (turns >= 32)

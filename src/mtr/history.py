@@ -15,7 +15,7 @@ Each piece is rendered in two contexts: at the start of the conversation or loop
 that came before. It must be the same in both, so that a counter or a flag that the template carries along is seen, and
 it must leave the text before it as it was; if not, the conversation is rendered whole. What is newest follows the same
 few parts; where it changes the text before it (an answer that closes a loop), it is rendered with more, in the end with
-all. This is still a claim about the template, and none is trusted with it: `Renderer` compares with the whole.
+all. This is still a claim about the template, and none is trusted with it: `mtr.comparison`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mtr.completion import TAG
@@ -102,11 +103,19 @@ class PieceHistory(History):
         steps = list(enumerate(itertools.pairwise(["", *(message["role"] for message in messages)])))
         self._users = [i for i, (before, role) in steps if role == "user" and before != "user"]
         self._results = [i for i, (before, role) in steps if role == "tool" and before == "assistant"]
-        self._features = [_features(message) for message in messages]
         self._at_users: list[_Cut] = []
         self._at_results: defaultdict[int, list[_Cut]] = defaultdict(list)
         """Cuts within a stretch, by its user message."""
         self._texts: dict[tuple[int, ...], str | None] = {}
+
+    @cached_property
+    def _features(self) -> list[set[Any]]:
+        return [_features(message) for message in self.messages]
+
+    @property
+    def kind(self) -> frozenset[Any]:
+        """All that a template may act upon."""
+        return frozenset[Any]().union(*self._features)
 
     def render(self, count: int, own: Mapping[str, Any] | None) -> str:
         for newest in (self._newest_result, self._newest_user):

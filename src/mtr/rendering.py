@@ -15,29 +15,21 @@ Prompt and completion are encoded apart, as a server does, without special token
 from __future__ import annotations
 
 import json
-import random
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date as Date
+from functools import partial
 from typing import Any, Literal
-from zlib import crc32
 
+from mtr.comparison import Comparison
 from mtr.completion import INLINE, PARTS, Tags, after_thinking, built, rendered, spell, split_inline, split_prompt
 from mtr.conversation import THINKING_KEYS, Conversation, Message
 from mtr.encoding import Encoder
-from mtr.errors import UserError
-from mtr.history import Before, History, PieceHistory, TangledError
+from mtr.history import Before, History, PieceHistory
 from mtr.template import RefusedError, Template
 from mtr.trials import find
 
-_LONG = 32
-"""Turns from which a conversation is put together from pieces."""
-_COMPARED_FIRST = 400
-"""Turns of one kind of conversation after which no more conversations are compared in all turns."""
-_COMPARED_LATER = 3
-"""Turns of each later one beside its last."""
 _SENTINEL = "\ue000own text\ue001"
 NOT_GENERATED = "no message comes before it, so inference never generates it"
 WEIGHT_ZERO = "the message says so (weight 0)"
@@ -127,10 +119,7 @@ class Renderer:
         self.template = Template(tokenizer, template, Date.fromisoformat(date) if date else None)
         self.findings = find(self.template, stop_ids, thinking)
         self._encode = Encoder(tokenizer)
-        self._in_pieces = rendering == "auto" and train_on == "all"
-        self._seen: Counter[Any] = Counter()
-        """Turns of long conversations, by the kind of conversation."""
-        self._uncompared: Counter[Any] = Counter()
+        self._comparison = Comparison(in_pieces=rendering == "auto" and train_on == "all")
         self._respell = history == "respell"
         self._last_only = train_on == "last"
         eos = tokenizer.eos_token_id
@@ -153,7 +142,9 @@ class Renderer:
 
     def render(self, conversation: Conversation) -> list[Turn]:
         """One Turn per assistant message, in order; those that are not trained say why."""
-        drafts = self._drafts(conversation)
+        drafts = self._comparison.drafts(
+            conversation, *self._histories(conversation), partial(self._draft, conversation)
+        )
         texts = [text for draft in drafts if isinstance(draft, _Draft) for text in (draft.prompt, draft.completion)]
         encoded = iter(self._encode(texts))
         turns = []
@@ -173,14 +164,9 @@ class Renderer:
 
     def differing(self, conversation: Conversation) -> list[int]:
         """Numbers of the turns that are not the same when they are put together from pieces and when rendered whole."""
-        whole, pieces = self._histories(conversation)
-        if pieces is None:
-            return []
-        try:
-            drafts = [[self._draft(conversation, h.before(i)) for i in conversation.turns] for h in (pieces, whole)]
-        except TangledError:
-            return []
-        return [number for number, (one, other) in enumerate(zip(*drafts, strict=True)) if one != other]
+        return self._comparison.differing(
+            conversation, *self._histories(conversation), partial(self._draft, conversation)
+        )
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> list[int]:
         """Token ids that inference is fed after these messages."""
@@ -214,57 +200,10 @@ class Renderer:
 
     # --- rendering ------------------------------------------------------------------------------------------------
 
-    def _drafts(self, conversation: Conversation) -> list[_Draft | str]:
-        """All turns as text.
-
-        Those of a long conversation are put together from pieces and compared with the whole: at first all of them,
-        then the last one, which holds every piece, and a few others.
-
-        Raises:
-            UserError: a turn differs, after turns of the like were used that were not compared.
-        """
-        messages, turns = conversation.messages, conversation.turns
-        whole, pieces = self._histories(conversation)
-
-        def drafted(history: History, chosen: Sequence[int] = range(len(turns))) -> list[_Draft | str]:
-            return [self._draft(conversation, history.before(turns[i])) for i in chosen]
-
-        if pieces is None:
-            return drafted(whole)
-        try:
-            drafts = drafted(pieces)
-        except TangledError:
-            return drafted(whole)
-        kind = frozenset((m.role, bool(m.tool_calls), m.role == "assistant" and self.own(m).spelling) for m in messages)
-        compared = self._to_compare(kind, drafts)
-        for i, draft in zip(compared, drafted(whole, compared), strict=True):
-            if draft == drafts[i]:
-                continue
-            if self._uncompared[kind]:
-                raise UserError(
-                    f"{conversation.where}, message {turns[i]}: put together from pieces, its context is not what the "
-                    f"template makes of the whole, and {self._uncompared[kind]:,} turns before it were not compared; "
-                    "set data.rendering: whole and train again"
-                )
-            self._in_pieces = False
-            return drafted(whole)
-        self._uncompared[kind] += len(turns) - len(compared)
-        return drafts
-
-    def _histories(self, conversation: Conversation) -> tuple[History, PieceHistory | None]:
-        """The whole, and the pieces where they are worth it."""
+    def _histories(self, conversation: Conversation) -> tuple[History, PieceHistory]:
         given = [self._as_history(message) for message in conversation.messages]
-        long = sum(conversation.messages[i].weight > 0 for i in conversation.turns) >= _LONG
-        pieces = PieceHistory(self.template, given, conversation.tools) if long and self._in_pieces else None
-        return History(self.template, given, conversation.tools), pieces
-
-    def _to_compare(self, kind: Any, drafts: list[_Draft | str]) -> Sequence[int]:
-        turns, before = range(len(drafts)), self._seen[kind]
-        self._seen[kind] += len(turns)
-        if before < _COMPARED_FIRST:
-            return turns
-        last = [i for i in turns if isinstance(drafts[i], _Draft)][-1:]
-        return sorted({*random.Random(crc32(repr(drafts[-1]).encode())).sample(turns, _COMPARED_LATER), *last})
+        of = self.template, given, conversation.tools
+        return History(*of), PieceHistory(*of)
 
     def _draft(self, conversation: Conversation, before: Before) -> _Draft | str:
         """One turn as text, or the reason why there is none."""
