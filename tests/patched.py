@@ -30,26 +30,23 @@ def out_of_memory(most: int) -> None:
 
 def signalled(step: int) -> None:
     """Process 1 gets SIGTERM in a step."""
-    accumulate, calls = mtr.train.accumulate, iter(range(1, 1000))
-
-    def stopped(*arguments: Any) -> Any:
-        if next(calls) == step and RANK == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return accumulate(*arguments)
-
-    mtr.train.accumulate = stopped  # type: ignore[assignment]
+    _send(signal.SIGTERM, step)
 
 
 def killed(step: int) -> None:
     """Process 1 dies in a step, without a word."""
+    _send(signal.SIGKILL, step)
+
+
+def _send(number: signal.Signals, step: int) -> None:
     accumulate, calls = mtr.train.accumulate, iter(range(1, 1000))
 
-    def dead(*arguments: Any) -> Any:
+    def struck(*arguments: Any) -> Any:
         if next(calls) == step and RANK == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return accumulate(*arguments)
 
-    mtr.train.accumulate = dead  # type: ignore[assignment]
+    mtr.train.accumulate = struck  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

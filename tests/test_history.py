@@ -64,10 +64,8 @@ def chat(
 
 
 def histories(made: Renderer, conversation: Conversation) -> tuple[PieceHistory, History]:
-    messages = [made._as_history(message) for message in conversation.messages]
-    pieces, whole = (kind(made.template, messages, conversation.tools) for kind in (PieceHistory, History))
-    assert isinstance(pieces, PieceHistory)
-    return pieces, whole
+    whole = made._whole(conversation)
+    return PieceHistory(whole), whole
 
 
 def texts(history: History, conversation: Conversation) -> list[str] | None:
@@ -188,7 +186,7 @@ def test_one_long_loop_does_not_cost_its_square(monkeypatch: pytest.MonkeyPatch)
 
 # --- text that depends on messages far away ---------------------------------------------------------------------------
 
-AFTER_A_CALL = "{%- set ns = namespace(n=0, called=false) -%}"
+STATE = "{%- set ns = namespace(n=0, called=false) -%}"
 FAR = {
     "thinking of the last three questions": template(
         "{%- set ns = namespace(users=0) -%}{%- for m in messages[loop.index0:] -%}{%- if m.role == 'user' -%}"
@@ -203,19 +201,19 @@ FAR = {
         thinking() + CONTENT + "{%- for call in message.tool_calls or [] -%}"
         "{{- '<call ' + (ns.n | string) + '>' + (call.function | tojson) + '</call>' -}}"
         "{%- set ns.n = ns.n + 1 -%}{%- endfor -%}",
-        head=AFTER_A_CALL,
+        head=STATE,
     ),
     "the first call is announced": template(
         thinking()
         + "{%- if message.tool_calls and not ns.called -%}{{- '<calls>' -}}{%- set ns.called = true -%}{%- endif -%}"
         + CONTENT
         + CALLS,
-        head=AFTER_A_CALL,
+        head=STATE,
     ),
     "no generation prompt once a tool was called": template(
         "{%- if message.tool_calls -%}{%- set ns.called = true -%}{%- endif -%}" + thinking() + CONTENT + CALLS,
         "{%- if not ns.called -%}" + PROMPT + "{%- endif -%}",
-        head=AFTER_A_CALL,
+        head=STATE,
     ),
 }
 LONG_CHATS = [[0] * 14, [6, 0, 0, 5, 4], [0, 1, 0, 2, 0, 0, 1, 0], [14]]
@@ -304,48 +302,46 @@ def test_a_difference_found_late_stops_the_run(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-def test_inspect_compares_all_turns(
+@pytest.fixture
+def inspect(
     write_recipe: Callable[..., Path],
     write_rows: Callable[..., Path],
     mtr: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> None:
+) -> Callable[..., tuple[int, str]]:
+    """`mtr inspect` of conversations with a template, in samples from the first on: exit code and what is said."""
     monkeypatch.setattr("mtr.comparison._COMPARED_FIRST", 0)
-    conversation = chat([0] * 40, seed=3)
-    rows = write_rows([conversation.row])
-    verdicts = {}
-    for name, text in {"good": template(thinking(when="loop.last") + CONTENT), "bad": REMINDER}.items():
-        folder = copy_tokenizer(tmp_path / name, text)
+
+    def run(text: str, chats: list[Conversation], *arguments: str) -> tuple[int, str]:
+        folder, rows = copy_tokenizer(tmp_path / "tokenizer", text), write_rows([c.row for c in chats])
         recipe = write_recipe(model={"name_or_path": str(folder)}, data={"train": str(rows)}, date=DATE)
-        code, _, said = mtr("inspect", recipe, "--verify", "sequence.max_length=8192")
-        verdicts[name] = code, said.strip().splitlines()[-1]
-    assert verdicts["good"] == (0, "row 0: every path of the tree is its turn, and every target is there")
-    turn = [i for i in conversation.turns if i in (15, 16)]
-    number = conversation.turns.index(turn[0])
-    assert verdicts["bad"] == (
+        code, _, said = mtr("inspect", recipe, "sequence.max_length=8192", *arguments)
+        return code, said.strip().splitlines()[-1] if said.strip() else ""
+
+    return run
+
+
+def test_inspect_compares_all_turns(inspect: Callable[..., tuple[int, str]]) -> None:
+    conversation = chat([0] * 40, seed=3)
+    good = inspect(template(thinking(when="loop.last") + CONTENT), [conversation], "--verify")
+    assert good == (0, "row 0: every path of the tree is its turn, and every target is there")
+    (number,) = (n for n, index in enumerate(conversation.turns) if index in (15, 16))
+    assert inspect(REMINDER, [conversation], "--verify") == (
         1,
         f"row 0: FAILED: turn {number}: rendered whole it is another text; set data.rendering: whole",
     )
 
 
-def test_a_difference_found_late_is_told_in_one_line(
-    write_recipe: Callable[..., Path],
-    write_rows: Callable[..., Path],
-    mtr: Callable[..., tuple[int, str, str]],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+def test_a_difference_found_late_is_told_in_one_line(inspect: Callable[..., tuple[int, str]]) -> None:
     """A template that changes its ways in conversations longer than all before."""
-    monkeypatch.setattr("mtr.comparison._COMPARED_FIRST", 0)
-    folder = copy_tokenizer(tmp_path / "changes", REMINDER.replace("in (15, 16)", "> 90"))
-    rows = write_rows([chat([0] * turns, seed=0, thinks=1.0).row for turns in (40, 60)])
-    recipe = write_recipe(model={"name_or_path": str(folder)}, data={"train": str(rows)}, date=DATE)
-    code, _, said = mtr("inspect", recipe, "--all", "sequence.max_length=8192")
+    text = REMINDER.replace("in (15, 16)", "> 90")
+    chats = [chat([0] * turns, seed=0, thinks=1.0) for turns in (40, 60)]
+    code, said = inspect(text, chats, "--all")
     assert code == 2
-    assert f"{rows}, line 2, message " in said
-    assert said.strip().endswith("turns before it were not compared; set data.rendering: whole and train again")
-    assert mtr("inspect", recipe, "--all", "sequence.max_length=8192", "data.rendering=whole")[0] == 0
+    assert "rows.jsonl, line 2, message " in said
+    assert said.endswith("turns before it were not compared; set data.rendering: whole and train again")
+    assert inspect(text, chats, "--all", "data.rendering=whole")[0] == 0
 
 
 def test_each_kind_of_conversation_is_compared_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,20 +38,15 @@ class Comparison:
         """Turns that were used without a comparison, by the kind of conversation."""
         self._seen: Counter[Any] = Counter()
 
-    def drafts(
-        self, conversation: Conversation, whole: History, pieces: PieceHistory, draft: Callable[[Before], D]
-    ) -> list[D]:
+    def drafts(self, conversation: Conversation, whole: History, draft: Callable[[Before], D]) -> list[D]:
         """All turns of a conversation.
 
         Raises:
             UserError: a turn differs, after turns of the like were used that were not compared.
         """
-        turns = conversation.turns
-        if not self._is_for_pieces(conversation):
-            return _drafted(whole, turns, draft)
-        try:
-            found = _drafted(pieces, turns, draft)
-        except TangledError:
+        turns, pieces = conversation.turns, PieceHistory(whole)
+        found = self._from_pieces(conversation, pieces, draft)
+        if found is None:
             return _drafted(whole, turns, draft)
         chosen = self._chosen(pieces.kind, found)
         for i, other in zip(chosen, _drafted(whole, [turns[i] for i in chosen], draft), strict=True):
@@ -68,21 +63,25 @@ class Comparison:
         self.uncompared[pieces.kind] += len(turns) - len(chosen)
         return found
 
-    def differing(
-        self, conversation: Conversation, whole: History, pieces: PieceHistory, draft: Callable[[Before], D]
-    ) -> list[int]:
+    def differing(self, conversation: Conversation, whole: History, draft: Callable[[Before], D]) -> list[int]:
         """Numbers of the turns that are not the same when they are put together from pieces and when rendered whole."""
-        if not self._is_for_pieces(conversation):
-            return []
-        try:
-            found = _drafted(pieces, conversation.turns, draft)
-        except TangledError:
+        found = self._from_pieces(conversation, PieceHistory(whole), draft)
+        if found is None:
             return []
         others = _drafted(whole, conversation.turns, draft)
         return [number for number, (one, other) in enumerate(zip(found, others, strict=True)) if one != other]
 
-    def _is_for_pieces(self, conversation: Conversation) -> bool:
-        return self.in_pieces and sum(conversation.messages[i].weight > 0 for i in conversation.turns) >= _LONG
+    def _from_pieces(
+        self, conversation: Conversation, pieces: PieceHistory, draft: Callable[[Before], D]
+    ) -> list[D] | None:
+        """None for a conversation that is rendered whole."""
+        trained = sum(conversation.messages[i].weight > 0 for i in conversation.turns)
+        if not self.in_pieces or trained < _LONG:
+            return None
+        try:
+            return _drafted(pieces, conversation.turns, draft)
+        except TangledError:
+            return None
 
     def _chosen(self, kind: Any, drafts: Sequence[Any]) -> Sequence[int]:
         turns, before = range(len(drafts)), self._seen[kind]

@@ -171,7 +171,7 @@ def _parts(content: list[Any], where: str) -> str | list[dict[str, str]]:
     if content[: len(thoughts)] != thoughts:
         raise RowError(where, "thinking parts come before the text", "; a turn thinks first")
     said = [{"type": "text", "text": text}] if text else []
-    return [{"type": "thinking", "thinking": _encodable(thinking, where)}, *said]
+    return [{"type": "thinking", "thinking": thinking}, *said]
 
 
 def _join(content: Any, kind: str) -> str:

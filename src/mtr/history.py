@@ -43,9 +43,9 @@ class History:
     """One conversation as its template is given it; every prompt is rendered whole."""
 
     def __init__(self, template: Template, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> None:
+        self.template = template
         self.messages = messages
-        self._template = template
-        self._tools = tools
+        self.tools = tools
 
     def before(self, count: int) -> Before:
         return Before(self, count)
@@ -60,7 +60,7 @@ class History:
 
     def _render(self, kept: Sequence[int], own: Mapping[str, Any] | None) -> str:
         messages = [self.messages[i] for i in kept]
-        return self._template.render(messages if own is None else [*messages, own], self._tools, generation=own is None)
+        return self.template.render(messages if own is None else [*messages, own], self.tools, generation=own is None)
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,26 @@ class _Cut:
 class PieceHistory(History):
     """The same text, put together from pieces that are rendered once. All its methods may raise TangledError."""
 
-    def __init__(self, template: Template, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> None:
-        super().__init__(template, messages, tools)
-        steps = list(enumerate(itertools.pairwise(["", *(message["role"] for message in messages)])))
-        self._users = [i for i, (before, role) in steps if role == "user" and before != "user"]
-        self._results = [i for i, (before, role) in steps if role == "tool" and before == "assistant"]
+    def __init__(self, whole: History) -> None:
+        super().__init__(whole.template, whole.messages, whole.tools)
         self._at_users: list[_Cut] = []
         self._at_results: defaultdict[int, list[_Cut]] = defaultdict(list)
         """Cuts within a stretch, by its user message."""
         self._texts: dict[tuple[int, ...], str | None] = {}
+
+    @cached_property
+    def _users(self) -> list[int]:
+        """The first user message of each stretch."""
+        return [i for i, (before, role) in enumerate(self._steps) if role == "user" and before != "user"]
+
+    @cached_property
+    def _results(self) -> list[int]:
+        """The first tool result of each round."""
+        return [i for i, (before, role) in enumerate(self._steps) if role == "tool" and before == "assistant"]
+
+    @property
+    def _steps(self) -> Iterator[tuple[str, str]]:
+        return itertools.pairwise(["", *(message["role"] for message in self.messages)])
 
     @cached_property
     def _features(self) -> list[set[Any]]:
@@ -196,7 +207,7 @@ class PieceHistory(History):
         if kept not in self._texts:
             self._texts[kept] = None
             messages = [*(self.messages[i] for i in kept[:-1]), {**self.messages[kept[-1]], "content": _CUT}]
-            text = self._template.render(messages, self._tools, generation=True)
+            text = self.template.render(messages, self.tools, generation=True)
             if text.count(_CUT) == 1:
                 self._texts[kept] = text.partition(_CUT)[0]
         found = self._texts[kept]

@@ -26,7 +26,7 @@ from mtr.comparison import Comparison
 from mtr.completion import INLINE, PARTS, Tags, after_thinking, built, rendered, spell, split_inline, split_prompt
 from mtr.conversation import THINKING_KEYS, Conversation, Message
 from mtr.encoding import Encoder
-from mtr.history import Before, History, PieceHistory
+from mtr.history import Before, History
 from mtr.template import RefusedError, Template
 from mtr.trials import find
 
@@ -142,9 +142,8 @@ class Renderer:
 
     def render(self, conversation: Conversation) -> list[Turn]:
         """One Turn per assistant message, in order; those that are not trained say why."""
-        drafts = self._comparison.drafts(
-            conversation, *self._histories(conversation), partial(self._draft, conversation)
-        )
+        draft_of = partial(self._draft, conversation)
+        drafts = self._comparison.drafts(conversation, self._whole(conversation), draft_of)
         texts = [text for draft in drafts if isinstance(draft, _Draft) for text in (draft.prompt, draft.completion)]
         encoded = iter(self._encode(texts))
         turns = []
@@ -164,9 +163,8 @@ class Renderer:
 
     def differing(self, conversation: Conversation) -> list[int]:
         """Numbers of the turns that are not the same when they are put together from pieces and when rendered whole."""
-        return self._comparison.differing(
-            conversation, *self._histories(conversation), partial(self._draft, conversation)
-        )
+        draft_of = partial(self._draft, conversation)
+        return self._comparison.differing(conversation, self._whole(conversation), draft_of)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> list[int]:
         """Token ids that inference is fed after these messages."""
@@ -200,10 +198,8 @@ class Renderer:
 
     # --- rendering ------------------------------------------------------------------------------------------------
 
-    def _histories(self, conversation: Conversation) -> tuple[History, PieceHistory]:
-        given = [self._as_history(message) for message in conversation.messages]
-        of = self.template, given, conversation.tools
-        return History(*of), PieceHistory(*of)
+    def _whole(self, conversation: Conversation) -> History:
+        return History(self.template, [self._as_history(m) for m in conversation.messages], conversation.tools)
 
     def _draft(self, conversation: Conversation, before: Before) -> _Draft | str:
         """One turn as text, or the reason why there is none."""
@@ -236,10 +232,9 @@ class Renderer:
 
     def _given(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message with its parts and its tool calls in the spelling that the template takes."""
-        given = dict(message)
-        if Message(given).in_parts and PARTS not in self.findings.read(bool(given.get("tool_calls"))):
-            thinking, response = Message(given).thinking or "", Message(given).content
-            given = spell(given, thinking, response, THINKING_KEYS[0], self.tags)
+        given, said = dict(message), Message(message)
+        if said.in_parts and PARTS not in self.findings.read(bool(said.tool_calls)):
+            given = spell(given, said.thinking or "", said.content, THINKING_KEYS[0], self.tags)
         if not given.get("tool_calls"):
             return given
         if self.findings.call_content == "empty":
