@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from mtr.layout import Layout
-from mtr.mask import Tree, block_mask
-from mtr.metrics import write_json
-from mtr.packing import build_layouts
-from mtr.synthetic import Shape, make_views
+from mtr.bench.synthetic import Shape, make_views
+from mtr.training.metrics import write_json
+from mtr.tree.layout import Layout
+from mtr.tree.mask import Tree, block_mask
+from mtr.tree.packing import build_layouts
 
 BLOCK = 128
 

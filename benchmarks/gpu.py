@@ -30,20 +30,20 @@ from typing import Any
 
 import torch
 
-from mtr.backend import pad_to_multiple_of
-from mtr.batch import Batch, build_batch
-from mtr.bench import Bench, Options, wait
-from mtr.device import peak_memory, reset_peak_memory
+from mtr.attention.choice import pad_to_multiple_of
+from mtr.bench.cases import Bench, Options, wait
+from mtr.bench.synthetic import Shape, make_views
 from mtr.errors import UserError
-from mtr.layout import Layout
-from mtr.mask import Tree, block_mask
-from mtr.memory import checkpoint_activations
-from mtr.metrics import environment, write_json
-from mtr.model import TreeModel, base_model, use_tree_attention
-from mtr.packing import Pack, build_layouts
-from mtr.plan import tile_plan, varlen_plan
-from mtr.recipe import Checkpointing, Recipe
-from mtr.synthetic import Shape, make_views
+from mtr.model.device import peak_memory, reset_peak_memory
+from mtr.model.loading import TreeModel, base_model, use_tree_attention
+from mtr.model.memory import checkpoint_activations
+from mtr.recipe.sections import Checkpointing, Recipe
+from mtr.training.metrics import environment, write_json
+from mtr.tree.batch import Batch, build_batch
+from mtr.tree.layout import Layout
+from mtr.tree.mask import Tree, block_mask
+from mtr.tree.packing import Pack, build_layouts
+from mtr.tree.plan import tile_plan, varlen_plan
 
 HERE = Path(__file__).parent
 MODELS = ("qwen3-8b", "llama-3-8b")

@@ -21,15 +21,15 @@ from make_shape import small_config
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from mtr.attention import TreeAttention, attend
-from mtr.batch import Batch, build_batch
-from mtr.device import keep_freed_memory, peak_memory, reset_peak_memory
-from mtr.layout import Layout
-from mtr.mask import FULL
-from mtr.metrics import environment, write_json
-from mtr.model import TreeModel, use_tree_attention
-from mtr.packing import Pack, build_layouts
-from mtr.synthetic import Shape, make_views
+from mtr.attention.interface import TreeAttention, attend
+from mtr.bench.synthetic import Shape, make_views
+from mtr.model.device import keep_freed_memory, peak_memory, reset_peak_memory
+from mtr.model.loading import TreeModel, use_tree_attention
+from mtr.training.metrics import environment, write_json
+from mtr.tree.batch import Batch, build_batch
+from mtr.tree.layout import Layout
+from mtr.tree.mask import FULL
+from mtr.tree.packing import Pack, build_layouts
 
 DEVICE = torch.device("cpu")
 HEADS, HEAD_SIZE = 8, 64

@@ -20,18 +20,18 @@ from make_shape import small_config
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from mtr.batch import Batch, build_batch
-from mtr.conversation import parse_row
-from mtr.device import keep_freed_memory
-from mtr.mask import FULL
-from mtr.metrics import environment, write_json
-from mtr.model import TreeModel, use_tree_attention
-from mtr.packing import build_layouts, build_packs
-from mtr.plan import tile_plan
-from mtr.recipe import Recipe
-from mtr.rendering import Renderer
-from mtr.steps import Builder, weigh
-from mtr.synthetic import Shape, make_rows, make_tokenizer, make_words
+from mtr.bench.synthetic import Shape, make_rows, make_tokenizer, make_words
+from mtr.chat.rendering import Renderer
+from mtr.data.conversation import parse_row
+from mtr.model.device import keep_freed_memory
+from mtr.model.loading import TreeModel, use_tree_attention
+from mtr.prepare.builder import Builder, weigh
+from mtr.recipe.sections import Recipe
+from mtr.training.metrics import environment, write_json
+from mtr.tree.batch import Batch, build_batch
+from mtr.tree.mask import FULL
+from mtr.tree.packing import build_layouts, build_packs
+from mtr.tree.plan import tile_plan
 
 DEVICE = torch.device("cpu")
 VOCABULARY = 32768

@@ -29,13 +29,13 @@ from typing import Any
 
 import torch
 
-from mtr.batch import build_batch
-from mtr.metrics import environment, write_json
-from mtr.model import load_renderer, load_tokenizer
-from mtr.packing import build_packs, merge_conversations
-from mtr.recipe import Recipe
-from mtr.shapes import Reader
-from mtr.steps import Builder, weigh
+from mtr.data.shapes import Reader
+from mtr.model.loading import load_renderer, load_tokenizer
+from mtr.prepare.builder import Builder, weigh
+from mtr.recipe.sections import Recipe
+from mtr.training.metrics import environment, write_json
+from mtr.tree.batch import build_batch
+from mtr.tree.packing import build_packs, merge_conversations
 
 ROOT = Path(__file__).parent.parent
 LONGEST = 1 << 20

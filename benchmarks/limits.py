@@ -14,10 +14,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mtr.flops import FlopCounter
-from mtr.metrics import write_json
-from mtr.packing import build_layouts
-from mtr.synthetic import Shape, make_views
+from mtr.bench.synthetic import Shape, make_views
+from mtr.model.flops import FlopCounter
+from mtr.training.metrics import write_json
+from mtr.tree.packing import build_layouts
 
 
 def main() -> None:

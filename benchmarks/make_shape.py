@@ -17,7 +17,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from mtr.synthetic import Shape, make_rows, make_tokenizer, make_words
+from mtr.bench.synthetic import Shape, make_rows, make_tokenizer, make_words
 
 
 def small_config(layers: int, width: int, vocabulary: int) -> Qwen3Config:

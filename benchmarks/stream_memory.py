@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from mtr.data import Mixture, open_training_data
-from mtr.metrics import environment, write_json
-from mtr.model import load_renderer, load_tokenizer
-from mtr.recipe import Recipe, load_recipe
-from mtr.steps import Builder, IndexedSteps, Step
+from mtr.data.mixture import Mixture, open_training_data
+from mtr.model.loading import load_renderer, load_tokenizer
+from mtr.prepare.builder import Builder, IndexedSteps, Step
+from mtr.recipe.sections import Recipe, load_recipe
+from mtr.training.metrics import environment, write_json
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"

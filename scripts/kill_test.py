@@ -29,8 +29,8 @@ from typing import Any
 import torch
 import yaml
 
-from mtr.recipe import load_recipe
-from mtr.train import train
+from mtr.recipe.sections import load_recipe
+from mtr.training.loop import train
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart"

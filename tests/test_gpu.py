@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_segment import CASES, dense_attention, inputs, results
+from support.attention import CASES, dense_attention, inputs, results
 
-from mtr.attention import Backend, TreeAttention, attend
-from mtr.bench import bench
-from mtr.mask import FULL, Span, Tree, dense_mask
-from mtr.recipe import load_recipe
-from mtr.train import train
-from mtr.verify import verify
+from mtr.attention.interface import Backend, TreeAttention, attend
+from mtr.bench.cases import bench
+from mtr.checks.verify import verify
+from mtr.recipe.sections import load_recipe
+from mtr.training.loop import train
+from mtr.tree.mask import FULL, Span, Tree, dense_mask
 
 pytestmark = pytest.mark.gpu
 Recipes = Callable[..., Path]

@@ -1,6 +1,6 @@
 """`python -m mtr` is the console script."""
 
-from mtr.cli import main
+from mtr.cli.app import main
 
 if __name__ == "__main__":
     main()

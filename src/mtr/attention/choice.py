@@ -1,0 +1,149 @@
+"""Which attention backend a run uses: what can run this model here, and the fastest of it by measurement.
+
+    asked: auto  ->  usable_backends(config, device, dtype)  ->  one: that one
+                                                             ->  several: forward and backward of the first pack, timed
+
+A backend changes the speed and the rounding, nothing else; so the choice may differ between machines and packs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from mtr.attention.interface import FLEX_BLOCK, Backend, HeadShapes, TreeAttention, attend, head_shapes
+from mtr.attention.varlen import MAX_HEAD_SIZE
+from mtr.errors import UserError
+from mtr.tree.mask import Span, Tree
+
+log = logging.getLogger("mtr")
+
+_HALF = (torch.bfloat16, torch.float16)
+_REPEATS = 3
+
+
+def usable_backends(config: Any, device: torch.device, dtype: torch.dtype) -> list[Backend]:
+    """Those that do the tree's work and no more, for this model on this device.
+
+    The dense ones (sdpa, eager) do T x T work: they are here only where nothing else runs.
+    """
+    if device.type != "cuda":
+        return ["segment"]
+    if dtype == torch.float64:  # flex's and FlashAttention's kernels have none
+        return ["eager" if _beyond_sdpa(config) else "sdpa"]
+    return ["flex"] if _beyond_varlen(config, dtype) else ["flex", "varlen"]
+
+
+def choose_backends(asked: str, config: Any, device: torch.device, dtype: torch.dtype) -> list[Backend]:
+    """The backend for `model.attention`, or the candidates among which a measurement decides.
+
+    Raises:
+        UserError: the backend cannot run this model or on this device.
+    """
+    if asked == "auto":
+        return usable_backends(config, device, dtype)
+    if asked == "flex" and device.type != "cuda":
+        raise UserError(f"model.attention: flex trains on CUDA only and this is {device.type}; use attention: auto")
+    if asked == "segment" and device.type != "cpu":
+        raise UserError("model.attention: segment runs on the CPU only; use attention: auto")
+    if asked == "sdpa" and (special := _beyond_sdpa(config)):
+        raise UserError(f"model.attention: sdpa has no {special}, which this model needs; use attention: auto or eager")
+    if asked == "varlen" and (special := _beyond_varlen(config, dtype if device.type == "cuda" else torch.bfloat16)):
+        raise UserError(f"model.attention: varlen has no {special}, which this model needs; use attention: auto")
+    backend: Backend = asked  # type: ignore[assignment]
+    return [backend]
+
+
+def pad_to_multiple_of(backends: Sequence[Backend]) -> int:
+    """What the length of a pack must be a multiple of."""
+    return FLEX_BLOCK if "flex" in backends else 1
+
+
+def _beyond_sdpa(config: Any) -> str | None:
+    if getattr(config, "attn_logit_softcapping", None):
+        return "soft cap"
+    return "attention sinks" if config.model_type == "gpt_oss" else None
+
+
+def _beyond_varlen(config: Any, dtype: torch.dtype) -> str | None:
+    if getattr(config, "attn_logit_softcapping", None):
+        return "soft cap"
+    if dtype not in _HALF:
+        return f"{str(dtype).removeprefix('torch.')} (bfloat16 and float16 only)"
+    shapes = head_shapes(config)
+    if max(shapes.key_size, shapes.value_size) > MAX_HEAD_SIZE:
+        return f"head size above {MAX_HEAD_SIZE}"
+    return None
+
+
+def fastest(
+    candidates: Sequence[Backend], config: Any, tree: Tree, spans: Sequence[Span], dtype: torch.dtype
+) -> Backend:
+    """The candidate that attends to this tree in the least time, forward and backward, all layers together."""
+    if len(candidates) == 1:
+        return candidates[0]
+    if "varlen" in candidates:
+        activate_flash_attention()
+    shapes, device = head_shapes(config), tree.subtree_end.device
+    seconds = {
+        backend: sum(
+            layers * _seconds(backend, tree, span, shapes, dtype, device) for span, layers in Counter(spans).items()
+        )
+        for backend in candidates
+    }
+    best = min(seconds, key=lambda backend: seconds[backend])
+    measured = ", ".join(f"{backend} {1e3 * value:.1f} ms" for backend, value in seconds.items())
+    log.info("attention  %s: the fastest on the first pack of %s tokens (%s)", best, len(tree.parent), measured)
+    return best
+
+
+def _seconds(
+    backend: Backend, tree: Tree, span: Span, shapes: HeadShapes, dtype: torch.dtype, device: torch.device
+) -> float:
+    """Of one layer's attention, the least of several; the first call, which compiles, is not counted."""
+    made = TreeAttention(tree, [span], backend)
+    length = len(tree.parent)
+    sizes = [
+        (shapes.heads, shapes.key_size),
+        (shapes.key_heads, shapes.key_size),
+        (shapes.key_heads, shapes.value_size),
+    ]
+    query, key, value = (torch.randn(1, n, length, d, device=device, dtype=dtype, requires_grad=True) for n, d in sizes)
+
+    @torch.enable_grad()
+    def run() -> None:
+        out = attend(made, span, query, key, value, shapes.key_size**-0.5)
+        torch.autograd.grad(out, (query, key, value), torch.ones_like(out))
+
+    return min(_timed(run, device) for _ in range(_REPEATS + 1))
+
+
+def _timed(run: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def activate_flash_attention() -> None:
+    """Let torch use FlashAttention 3 or 4 where the GPU takes it and its package is installed; else it keeps its 2."""
+    wanted = {9: ("FA3", "flash_attn_interface"), 10: ("FA4", "flash_attn.cute")}
+    if not torch.cuda.is_available() or (major := torch.cuda.get_device_capability()[0]) not in wanted:
+        return
+    name, module = wanted[major]
+    attention = torch.nn.attention
+    if attention.current_flash_attention_impl() == name or importlib.util.find_spec(module.split(".")[0]) is None:
+        return
+    try:
+        attention.activate_flash_attention_impl(name)
+    except (ImportError, RuntimeError, ValueError, AttributeError) as error:
+        log.info("note       %s is installed and cannot be used: %s", name, " ".join(str(error).split())[:200])

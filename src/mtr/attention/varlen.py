@@ -1,0 +1,196 @@
+"""Attention over the rows of a varlen plan: FlashAttention's kernels, each path with its keys gathered.
+
+    query [T] as it stands  ->  rows of cu_seq_q      key, value [T] -> gathered [G] by kv_index, rows of cu_seq_k
+
+Every row is causal attention aligned at the bottom right, so queries are computed once and the pairs are the tree's.
+The gathered keys are not kept: the backward gathers them again, and adds up their gradients in float32, because a
+trunk's keys take part in every branch.
+
+Attention sinks are one more term of the log-sum-exp. The backward hands the kernel the `out` and `lse` that include
+it: P = exp(S - lse) and D = rowsum(dO * O) are then the true ones, so no gradient of the lse is needed.
+
+On CUDA the kernel is torch's FlashAttention (FA2, or what `torch.nn.attention.activate_flash_attention_impl` has put
+in its place) in float16 or bfloat16. Elsewhere the rows are computed one by one, as the definition has it: a
+reference, by which the plan and everything around the kernel can be checked on any machine.
+
+Shapes: H query heads, K key heads (H a multiple of K), T tokens, G gathered keys, D head size, E value head size.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mtr.tree.plan import VarlenPlan
+
+MAX_HEAD_SIZE = 256
+"""The largest head size of FlashAttention's kernels."""
+
+
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scale: float, sinks: Tensor | None = None
+) -> Tensor:
+    """Attention of a tree.
+
+    Args:
+        query: [1, H, T, D]
+        key: [1, K, T, D]
+        value: [1, K, T, E]
+        plan: from `varlen_plan`
+        sinks: [H] logits that take part in the softmax and carry no value
+
+    Returns:
+        [1, T, H, E]
+    """
+    width = value.shape[-1]
+    size = (
+        -(-max(query.shape[-1], width) // 8) * 8
+    )  # the kernel has one head size, a multiple of 8; zeros change nothing
+    rows = (pad(x[0].transpose(0, 1), (0, size - x.shape[-1])) for x in (query, key, value))
+    out: Tensor = _VarlenAttention.apply(*rows, sinks, plan, scale)  # type: ignore[no-untyped-call]
+    return out[None, ..., :width]
+
+
+def _widened(x: Tensor, size: int) -> Tensor:
+    """Zeros change neither scores nor values."""
+    return x if x.shape[-1] == size else pad(x, (0, size - x.shape[-1]))
+
+
+class _VarlenAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, plan: VarlenPlan, scale: float
+    ) -> Tensor:
+        kernel = _flash if query.is_cuda else _reference
+        out, lse = kernel(query, key[plan.kv_index], value[plan.kv_index], plan, scale)
+        if sinks is not None:
+            with_sinks = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
+            out = (out * (lse - with_sinks).exp().T.unsqueeze(-1)).to(out.dtype)
+            lse = with_sinks
+        ctx.save_for_backward(query, key, value, sinks, out, lse)
+        ctx.plan, ctx.scale = plan, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_out,) = grad_outputs
+        query, key, value, sinks, out, lse = ctx.saved_tensors
+        plan: VarlenPlan = ctx.plan
+        kernel = _flash_backward if query.is_cuda else _reference_backward
+        result = _Result(grad_out.contiguous(), out, lse)
+        grad_query, *grads = kernel(result, query, key[plan.kv_index], value[plan.kv_index], plan, ctx.scale)
+        grad_key, grad_value = (
+            x.new_zeros(x.shape, dtype=lse.dtype).index_add_(0, plan.kv_index, grad.to(lse.dtype)).to(x.dtype)
+            for x, grad in zip((key, value), grads, strict=True)
+        )
+        grad_sinks = None
+        if sinks is not None and ctx.needs_input_grad[3]:
+            share = (sinks.to(lse.dtype)[:, None] - lse).exp()
+            grad_sinks = -(share * (grad_out * out).sum(-1, dtype=lse.dtype).T).sum(1).to(sinks.dtype)
+        return grad_query, grad_key, grad_value, grad_sinks, None, None
+
+
+class _Result(NamedTuple):
+    """What the backward knows of the forward."""
+
+    grad_out: Tensor
+    """[T, H, D]"""
+    out: Tensor
+    """[T, H, D]"""
+    lse: Tensor
+    """[H, T]"""
+
+
+def _window(plan: VarlenPlan) -> dict[str, Any]:
+    """Of the kernel: a window counts the keys before the query, and is causal by itself."""
+    if not plan.window:
+        return {"is_causal": True}
+    return {"is_causal": False, "window_size_left": plan.window - 1, "window_size_right": 0}
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scale: float) -> tuple[Tensor, Tensor]:
+    """query [T, H, D], key and value [G, K, D] -> out [T, H, D], lse [H, T] in float32."""
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+        query,
+        key,
+        value,
+        plan.cu_seq_q,
+        plan.cu_seq_k,
+        plan.max_q,
+        plan.max_k,
+        dropout_p=0.0,
+        return_debug_mask=False,
+        scale=scale,
+        **_window(plan),
+    )
+    return out, lse
+
+
+def _flash_backward(
+    result: _Result, query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
+        result.grad_out,
+        query,
+        key,
+        value,
+        result.out,
+        result.lse,
+        plan.cu_seq_q,
+        plan.cu_seq_k,
+        plan.max_q,
+        plan.max_k,
+        dropout_p=0.0,
+        rng_state=torch.zeros(2, dtype=torch.uint64, device=query.device),  # of a dropout that there is not
+        unused=torch.empty(0, device=query.device),
+        scale=scale,
+        **_window(plan),
+    )
+    return grads
+
+
+def _reference(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scale: float) -> tuple[Tensor, Tensor]:
+    """As `_flash`, row by row."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    out, lse = torch.empty_like(query), query.new_empty(query.shape[1::-1], dtype=dtype)
+    for q, k, mask in _rows(plan):
+        keys, values = (_by_head(x[k], query.shape[1]).to(dtype) for x in (key, value))
+        scores = (query[q].transpose(0, 1).to(dtype) @ keys.mT * scale).masked_fill(~mask, float("-inf"))
+        lse[:, q] = scores.logsumexp(dim=-1)
+        out[q] = (scores.softmax(dim=-1) @ values).transpose(0, 1).to(out.dtype)
+    return out, lse
+
+
+def _reference_backward(
+    result: _Result, query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = result.lse.dtype
+    grads = tuple(torch.empty_like(x, dtype=dtype) for x in (query, key, value))
+    for q, k, mask in _rows(plan):
+        grad_out, out, queries = (x[q].transpose(0, 1).to(dtype) for x in (result.grad_out, result.out, query))
+        keys, values = (_by_head(x[k], query.shape[1]).to(dtype) for x in (key, value))
+        weights = (queries @ keys.mT * scale - result.lse[:, q, None]).exp().masked_fill(~mask, 0.0)
+        grad_scores = weights * (grad_out @ values.mT - (grad_out * out).sum(-1, keepdim=True)) * scale
+        grads[0][q] = (grad_scores @ keys).transpose(0, 1)
+        for grad, by_head in ((grads[1], grad_scores.mT @ queries), (grads[2], weights.mT @ grad_out)):
+            grad[k] = by_head.view(key.shape[1], -1, *by_head.shape[1:]).sum(dim=1).transpose(0, 1)
+    return grads[0].to(query.dtype), grads[1], grads[2]
+
+
+def _rows(plan: VarlenPlan) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The queries and keys of each row, and what they see of each other, [queries, keys]."""
+    cu_q, cu_k = plan.cu_seq_q.tolist(), plan.cu_seq_k.tolist()
+    for q, k in zip(itertools.pairwise(cu_q), itertools.pairwise(cu_k), strict=True):
+        num_q, num_k = q[1] - q[0], k[1] - k[0]
+        distance = (torch.arange(num_q) + num_k - num_q)[:, None] - torch.arange(num_k)[None, :]
+        yield slice(*q), slice(*k), (distance >= 0) & (distance < (plan.window or num_k + 1))
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """[keys, K, D] -> [H, keys, D]"""
+    return x.repeat_interleave(heads // x.shape[1], dim=1).transpose(0, 1)

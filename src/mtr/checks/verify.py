@@ -1,0 +1,181 @@
+"""Is one pass the same as N? Loss and every trainable gradient, on the user's model and data.
+
+The per-turn side shares nothing with the tree: each turn is a plain sequence, with the model's own attention, its own
+causal mask, its own logits, and a loss written out here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtr.attention.choice import choose_backends, pad_to_multiple_of
+from mtr.data.mixture import open_data
+from mtr.errors import UserError
+from mtr.model.device import pick_device
+from mtr.model.loading import (
+    TreeModel,
+    base_model,
+    load_model,
+    load_renderer,
+    load_tokenizer,
+    text_config,
+    use_own_attention,
+    use_tree_attention,
+)
+from mtr.prepare.builder import Builder, weigh
+from mtr.recipe.sections import Recipe
+from mtr.tree.batch import build_batch
+from mtr.tree.layout import View
+from mtr.tree.packing import build_packs, merge_conversations
+
+TOLERANCE = {
+    "float64": {"loss": 1e-7, "gradient": 1e-6},
+    "float32": {"loss": 1e-4, "gradient": 1e-4},
+    "bfloat16": {"loss": 1e-2, "gradient": 5e-2},
+    "float16": {"loss": 1e-2, "gradient": 5e-2},
+}
+"""transformers computes norms and some softmaxes in float32 whatever the model's dtype, hence not 1e-15. What is wrong
+differs by 1e-1 and more; to tell rounding from a fault, use float64 or float32."""
+_ROUTED = 0.3
+"""Of gradients in 16 bits where experts are routed: a router that rounds the other way sends a token elsewhere."""
+
+
+def verify(
+    recipe: Recipe, conversations: int = 4, dtype: str = "float64", attention: str | None = None
+) -> dict[str, Any]:
+    """Compare single pass with one forward per turn on the first conversations of `data.train`.
+
+    Args:
+        conversations: how many.
+        dtype: of TOLERANCE.
+        attention: a backend to test in place of the recipe's.
+
+    Returns:
+        What `mtr verify --json` prints.
+    """
+    device = pick_device()
+    recipe = without_dropout(recipe)
+    if attention:
+        recipe = recipe.replace(model={"attention": attention})
+    renderer = load_renderer(recipe, load_tokenizer(recipe))
+    views = first_views(recipe, Builder(recipe, renderer), conversations)
+    model = load_model(recipe, device, dtype)
+    model.eval()
+    fill_lora_b(model, recipe.training.seed)
+    backends = choose_backends(recipe.model.attention, text_config(base_model(model).config), device, model.dtype)
+    tree_model = TreeModel(model, *backends)
+    weight_sum = sum(float(view.weights.sum()) for group in views for view in group)
+
+    single_loss, single = _gradients(model, lambda: _single_pass(tree_model, recipe, views, weight_sum, device))
+    turn_loss, per_turn = _gradients(model, lambda: _per_turn(model, views, weight_sum, device))
+
+    differences = {name: _relative_difference(single[name], per_turn[name]) for name in per_turn}
+    zero = [name for name, value in differences.items() if value is None]
+    worst = max((value for value in differences.values() if value is not None), default=0.0)
+    loss_difference = abs(single_loss - turn_loss) / abs(turn_loss)
+    tolerance = _tolerance(dtype, text_config(base_model(model).config))
+    return {
+        "conversations": len(views),
+        "turns": sum(map(len, views)),
+        "dtype": dtype,
+        "attention": tree_model.backends[0],
+        "device": str(device),
+        "loss": {"single_pass": single_loss, "per_turn": turn_loss},
+        "max_relative_difference": {"loss": loss_difference, "gradient": worst},
+        "tolerance": tolerance,
+        "tensors": len(differences),
+        "zero_gradients": zero,
+        "passed": loss_difference <= tolerance["loss"] and worst <= tolerance["gradient"],
+    }
+
+
+def _tolerance(dtype: str, config: Any) -> dict[str, float]:
+    routed = getattr(config, "num_experts_per_tok", None) and dtype in ("bfloat16", "float16")
+    return {**TOLERANCE[dtype], **({"gradient": _ROUTED} if routed else {})}
+
+
+def without_dropout(recipe: Recipe) -> Recipe:
+    """A shared trunk shares its dropout mask, so equality is for dropout 0."""
+    return recipe if recipe.lora is None else recipe.replace(lora={"dropout": 0.0})
+
+
+def first_views(recipe: Recipe, builder: Builder, conversations: int) -> list[list[View]]:
+    """The views of the first conversations of `data.train`, those without a trained turn left out.
+
+    Raises:
+        UserError: there is no turn to train among them.
+    """
+    data = open_data(recipe.data, recipe.data.train)
+    first = data.first(conversations)
+    rendered = [builder.turns(conversation) for conversation in first]
+    views = [own for turns in rendered if (own := weigh(turns, recipe.loss.weighting))]
+    if not views:
+        reasons = "; ".join(sorted({turn.reason for turns in rendered for turn in turns if turn.reason}))
+        raise UserError(f"data.train: no turn to train in the first {conversations} conversations: {reasons}")
+    return views
+
+
+def fill_lora_b(model: Any, seed: int) -> None:
+    """LoRA starts with B = 0, where half of the gradients vanish: a comparison needs it filled."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+def _gradients(model: Any, run: Any) -> tuple[float, dict[str, Tensor]]:
+    model.zero_grad(set_to_none=True)
+    loss = run()
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }
+    model.zero_grad(set_to_none=True)
+    return loss, gradients
+
+
+def _single_pass(
+    tree_model: TreeModel, recipe: Recipe, views: list[list[View]], weight_sum: float, device: torch.device
+) -> float:
+    use_tree_attention(tree_model.model)
+    budget = recipe.sequence.budget
+    layouts = merge_conversations(views, "single_pass", recipe.sequence.merge, budget)
+    total = 0.0
+    for pack in build_packs(layouts, budget)[0]:
+        batch = build_batch(pack, pad_to_multiple_of(tree_model.backends))
+        loss = tree_model(batch.to(device)) / weight_sum
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def _per_turn(model: Any, views: list[list[View]], weight_sum: float, device: torch.device) -> float:
+    use_own_attention(model)
+    saves_memory = "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
+    total = 0.0
+    for view in (view for group in views for view in group):
+        ids = torch.tensor([*view.prompt_ids.tolist(), *view.completion_ids.tolist()], device=device)
+        first = len(view.prompt_ids)
+        needed = {"logits_to_keep": len(ids) - first + 1} if saves_memory else {}
+        logits = model(input_ids=ids[None], use_cache=False, **needed).logits[0]
+        predicted = logits[-(len(ids) - first) - 1 : -1].log_softmax(dim=-1)
+        nll = -predicted.gather(1, ids[first:, None])[:, 0]
+        loss = (nll * torch.from_numpy(view.weights).to(nll)).sum() / weight_sum
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def _relative_difference(one: Tensor, other: Tensor) -> float | None:
+    """max|g1 - g2| / max|g2|; None where both are zero."""
+    scale = float(other.abs().max())
+    difference = float((one - other).abs().max())
+    if scale == 0.0:
+        return None if difference == 0.0 else float("inf")
+    return difference / scale

@@ -1,0 +1,594 @@
+"""The recipe: what a YAML file may say, checked before anything heavy is imported.
+
+    recipe.yaml + section.key=value overrides  ->  Recipe (frozen)  ->  output_dir/recipe.yaml
+
+Unknown keys are errors with the nearest known key; names are Hugging Face's wherever it has one. The recipe
+decides the mathematics of a run; the hardware only its speed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import signal
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mtr.data.shapes import Format
+from mtr.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    name_or_path: str
+    """A folder or a Hub id. `mtr inspect` needs only its tokenizer."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the weights; `auto` is the checkpoint's own."""
+    attention: Literal["auto", "flex", "varlen", "segment", "sdpa", "eager"] = "auto"
+    """How the tree mask is computed; `auto` is the faster of flex and varlen on CUDA, and segment elsewhere."""
+    trust_remote_code: bool = False
+    load_in_4bit: bool = False
+    """QLoRA: frozen weights in 4 bits (NF4) through bitsandbytes, products in bfloat16."""
+
+
+class LoraSection(Section):
+    r: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+    target_parameters: list[str] | None = None
+    """Parameters that belong to no linear layer, e.g. fused experts: [mlp.experts.gate_up_proj]."""
+    modules_to_save: list[str] | None = None
+    """Modules trained whole and saved beside the adapter, e.g. [lm_head]."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(r) in place of alpha / r."""
+    use_dora: bool = False
+    """Train magnitude and direction of the weights apart."""
+    rank_pattern: dict[str, Positive] = {}
+    """r of modules by name or pattern, where it differs."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """alpha of modules by name or pattern, where it differs."""
+    init_from: str | None = None
+    """Folder of an adapter to go on from, as a new run with a new optimizer."""
+
+    @model_validator(mode="after")
+    def _dropout_on_modules_only(self) -> Self:
+        if self.target_parameters and self.dropout:
+            raise ValueError("lora.target_parameters work with lora.dropout: 0.0 only")
+        return self
+
+
+class ThinkingSection(Section):
+    open: str | None = None
+    """The tag that opens the thinking; null: found in the template or the tokenizer."""
+    close: str | None = None
+    history: Literal["as_data", "respell"] = "as_data"
+    """Thinking of earlier turns is given to the template as the data spells it, or in the field that it reads."""
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.open is None) != (self.close is None):
+            raise ValueError("give both thinking.open and thinking.close, or neither")
+        return self
+
+
+class Source(Section):
+    path: str
+    """A file (.jsonl, .json, .parquet, .csv, .arrow; compressed too), a glob, a folder, or a Hub id."""
+    name: str | None = None
+    """The configuration of a Hub data set."""
+    split: str = "train"
+    """Of a Hub data set, or of a folder that `datasets` saved with splits."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often an epoch holds each row: 0.5 takes every second row, 2.0 takes each row twice."""
+    revision: str | None = None
+    format: Format | None = None
+    """The shape of its rows; null: data.format."""
+
+
+def _as_sources(value: Any) -> Any:
+    """`data.train: file.jsonl` is short for a list of one source."""
+    if isinstance(value, (str, dict)):
+        value = [value]
+    return [{"path": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+
+def _as_date(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return datetime.date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise ValueError("not a date; write it YYYY-MM-DD") from None
+    return value
+
+
+class FilterSection(Section):
+    """Conversations outside these limits are not trained; they are counted."""
+
+    min_turns: Positive | None = None
+    """A turn is an assistant message."""
+    max_turns: Positive | None = None
+    min_messages: Positive | None = None
+    max_messages: Positive | None = None
+
+    @model_validator(mode="after")
+    def _some_fit(self) -> Self:
+        for unit in ("turns", "messages"):
+            least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
+            if least and most and least > most:
+                raise ValueError(f"min_{unit} ({least}) is above max_{unit} ({most}), so no row would be left")
+        return self
+
+
+Column = Literal["conversations", "system", "prompt", "completion", "instruction", "input", "output", "history"]
+
+
+class DataSection(Section):
+    train: Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length=1)]
+    eval: Annotated[list[Source], BeforeValidator(_as_sources)] = []
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Hold back this share of data.train for evaluation. `eval: 0.05` is short for it."""
+    format: Format = "auto"
+    """The shape of the rows; auto: each source's first row tells."""
+    messages: str = "messages"
+    """The column that holds the messages."""
+    tools: str = "tools"
+    """The column that holds the tools; rows without it have none."""
+    columns: dict[Column, str | None] = {}
+    """Names of the other shapes' columns where they are not the usual ones; null: not read."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """skip: count a bad row, write it to rejects.jsonl, go on."""
+    filter: FilterSection = FilterSection()
+    group_by: str | None = None
+    """A column: rows with the same value stay together under shuffling and, where they fit, in one step."""
+    streaming: bool = True
+    """Read Hub data as it comes, without downloading it first. Local files are always read row by row."""
+    shuffle: bool = True
+    shuffle_buffer: Positive = 10_000
+    """Rows held to shuffle a stream; local files are shuffled exactly."""
+    rendering: Literal["auto", "whole"] = "auto"
+    """auto: conversations of 32 turns and more are put together from pieces that are each rendered once, and compared
+    with the whole: all turns of the first ones, then some of each; whole: every turn's history is rendered whole."""
+    num_workers: Annotated[int, Field(ge=0)] | None = None
+    """Background processes that prepare steps; null: 2 beside an accelerator, else none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_for_eval(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and type(raw.get("eval")) in (int, float):
+            raw = {**raw, "eval": [], "eval_fraction": raw["eval"]}
+        return raw
+
+    @model_validator(mode="after")
+    def _one_evaluation(self) -> Self:
+        if self.eval and self.eval_fraction:
+            raise ValueError("eval_fraction holds back a share of data.train, and data.eval names other data: keep one")
+        return self
+
+
+class SequenceSection(Section):
+    strategy: Literal["single_pass", "per_turn"] = "single_pass"
+    merge: Literal["conversation", "step"] = "conversation"
+    """What forms one tree: the turns of a conversation, or of all conversations of a step that share a prefix."""
+    max_length: Positive = 4096
+    """Longest path from root to leaf in tokens: what inference would see."""
+    max_tokens: Positive | Literal["auto"] = 16384
+    """Most tokens in one pack. Larger trees are cut into several that repeat the shared prefix; auto: what the memory
+    holds, found by a short probe before training."""
+    overlong: Literal["drop", "truncate", "error"] = "drop"
+    """What happens to a turn longer than max_length."""
+    on_oom: Literal["error", "split"] = "error"
+    """When the device's memory does not hold a pack: stop, or do the step again with smaller packs."""
+
+    @property
+    def budget(self) -> int:
+        """max_tokens as a number; what auto is where there is no probe."""
+        return max(16384, self.max_length) if self.max_tokens == "auto" else self.max_tokens
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.budget < self.max_length:
+            raise ValueError(
+                f"max_tokens ({self.max_tokens}) is below max_length ({self.max_length}), so a long turn would fit "
+                "no pack: raise sequence.max_tokens or lower sequence.max_length"
+            )
+        return self
+
+
+class LossSection(Section):
+    weighting: Literal["token", "turn", "conversation"] = "token"
+    """What weighs 1 in the mean: each supervised token, each turn, or each conversation."""
+
+
+class GenerationSection(Section):
+    conversations: Annotated[int, Field(ge=0)] = 0
+    """Conversations of data.eval that are played turn by turn before and after training; 0: none."""
+    max_new_tokens: Positive = 256
+    """Longest completion; a turn that is not finished by then counts as wrong."""
+
+
+Checkpointing = Literal["none", "selective", "full", "offload", "auto"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "aim", "clearml", "comet_ml", "dvclive", "swanlab"]
+
+
+def _as_trackers(value: Any) -> Any:
+    value = [value] if isinstance(value, str) else value
+    return [] if value in (None, ["none"]) else value
+
+
+def _as_signals(value: Any) -> Any:
+    """USR1, SIGUSR1 or a list of such names."""
+    names = [value] if isinstance(value, str) else value or []
+    if not isinstance(names, list):
+        return value
+    full = [f"SIG{str(name).upper().removeprefix('SIG')}" for name in names]
+    for name in full:
+        if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
+            raise ValueError(f"{name} is no signal that a process can catch")
+    return full
+
+
+class TrainingSection(Section):
+    output_dir: str
+    conversations_per_step: Positive = 16
+    """Over all processes."""
+    num_train_epochs: Annotated[float, Field(gt=0)] = 1
+    max_steps: Positive | None = None
+    """Overrides num_train_epochs and repeats the data as needed."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2.0e-4
+    lr_scheduler_type: Literal["linear", "cosine", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"] = (
+        "cosine"
+    )
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.03
+    """A number of steps, or below 1 a share of all steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
+    gradient_checkpointing: bool | Checkpointing = True
+    """What is computed again in the backward: nothing (none, false), what is cheap (selective), each layer (full,
+    true), each layer with its input in the host's memory (offload); auto: the least of these that fits."""
+    torch_compile: bool = False
+    """Compile the decoder layers: faster steps after minutes of compiling."""
+    use_liger_kernel: bool = False
+    """Liger's kernels for norms, rotations and MLPs (CUDA; pip install liger-kernel)."""
+    logging_steps: Positive = 1
+    eval_steps: Positive | None = None
+    """Evaluate every so many steps and at the end; null: at the end only."""
+    save_steps: Positive | None = None
+    """Write a checkpoint every so many steps."""
+    save_total_limit: Positive | None = 2
+    """Checkpoints kept; null: all."""
+    max_nonfinite_steps: Positive = 5
+    """Stop after so many steps in a row whose loss or gradient is not finite; each makes no update."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    load_best_at_end: bool = False
+    """Keep the checkpoint with the lowest evaluation loss, and export that one."""
+    early_stopping_patience: Positive | None = None
+    """Stop after so many evaluations in a row without a lower loss."""
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """Several processes: the whole model on each, or weights, gradients and optimizer shared out among them."""
+    preempt_signal: Annotated[list[str], BeforeValidator(_as_signals)] = []
+    """Signals beside SIGTERM and SIGINT that end the run with a checkpoint, e.g. SIGUSR1 of SLURM."""
+    on_save_error: Literal["continue", "stop"] = "stop"
+    """When a checkpoint cannot be written: go on with the last good one, or stop."""
+    report_to: Annotated[list[Tracker], BeforeValidator(_as_trackers)] = []
+    """Trackers beside metrics.jsonl, which is always written; `none` is the empty list."""
+    push_to_hub: str | None = None
+    """Hub repository, owner/name, that gets the result; made private if it is new."""
+
+    @property
+    def checkpointing(self) -> Checkpointing:
+        """gradient_checkpointing, Hugging Face's true and false spelled out."""
+        asked = self.gradient_checkpointing
+        return ("full" if asked else "none") if isinstance(asked, bool) else asked
+
+
+RESERVED_ARGUMENTS = {
+    "messages",
+    "conversation",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "tokenizer_kwargs",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "return_tensors",
+}
+"""What apply_chat_template is given by us, so no argument of the template."""
+
+
+class Recipe(Section):
+    model: ModelSection
+    template: dict[str, Any] = {}
+    """Arguments for the chat template, e.g. {enable_thinking: true}."""
+    thinking: ThinkingSection = ThinkingSection()
+    train_on: Literal["all", "last"] = "all"
+    """Every assistant message, or the last one of each conversation; the others are context."""
+    date: Annotated[str | None, BeforeValidator(_as_date)] = None
+    """The date that templates which print one are given; null: today, recorded in the saved recipe."""
+    lora: LoraSection | None = LoraSection()
+    """null: train all weights."""
+    data: DataSection
+    sequence: SequenceSection = SequenceSection()
+    loss: LossSection = LossSection()
+    generation: GenerationSection = GenerationSection()
+    training: TrainingSection
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.model.load_in_4bit and self.lora is None:
+            raise ValueError("model.load_in_4bit needs lora: weights of 4 bits cannot be trained")
+        if self.training.parallel == "fsdp2" and self.model.load_in_4bit:
+            raise ValueError("model.load_in_4bit works with training.parallel: ddp only")
+        if self.training.parallel == "fsdp2" and self.sequence.on_oom == "split":
+            raise ValueError(
+                "sequence.on_oom: split works with training.parallel: ddp only; with fsdp2 every process takes part in "
+                "each pack, so one cannot do its packs again alone"
+            )
+        if self.training.parallel == "fsdp2" and self.training.optim == "adafactor":
+            raise ValueError("training.optim: adafactor works with training.parallel: ddp only")
+        if self.training.early_stopping_patience and self.training.eval_steps is None:
+            raise ValueError("training.early_stopping_patience needs training.eval_steps")
+        return self
+
+    @field_validator("template")
+    @classmethod
+    def _not_reserved(cls, template: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(RESERVED_ARGUMENTS & template.keys()):
+            raise ValueError(f"{', '.join(taken)} is set by mtr; only the template's own arguments go here")
+        return template
+
+    def dump(self) -> str:
+        """The whole recipe as YAML, defaults included."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+    def replace(self, **sections: dict[str, Any]) -> Recipe:
+        """A copy with keys of some sections changed, e.g. `replace(sequence={"strategy": "per_turn"})`."""
+        raw = self.model_dump()
+        for section, keys in sections.items():
+            raw[section] = {**(raw[section] or {}), **keys}
+        return Recipe.model_validate(raw)
+
+
+_FREE_KEYS = (
+    "model.attention",
+    "data.eval",
+    "data.num_workers",
+    "data.rendering",
+    "data.on_bad_row",
+    "sequence.strategy",
+    "sequence.merge",
+    "sequence.max_tokens",
+    "sequence.on_oom",
+    "generation",
+    "training.output_dir",
+    "training.max_steps",
+    "training.gradient_checkpointing",
+    "training.torch_compile",
+    "training.use_liger_kernel",
+    "training.logging_steps",
+    "training.eval_steps",
+    "training.save_steps",
+    "training.save_total_limit",
+    "training.max_nonfinite_steps",
+    "training.load_best_at_end",
+    "training.early_stopping_patience",
+    "training.parallel",
+    "training.preempt_signal",
+    "training.on_save_error",
+    "training.report_to",
+    "training.push_to_hub",
+)
+"""Keys that cannot change the mathematics of a step: they may differ when a run is resumed."""
+
+
+def differing_keys(one: Recipe, other: Recipe) -> list[str]:
+    """Keys that decide the mathematics of a run and differ."""
+
+    def flat(value: Any, key: str = "") -> dict[str, Any]:
+        if key in _FREE_KEYS:
+            return {}
+        if not isinstance(value, dict):
+            return {key: value}
+        return {k: v for name, item in value.items() for k, v in flat(item, f"{key}.{name}".strip(".")).items()}
+
+    a, b = flat(one.model_dump()), flat(other.model_dump())
+    return [key for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and 2026-01-31 stays the text it is."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _unique_keys(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+    loader.flatten_mapping(node)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_keys)
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read, override and check a recipe; local paths in it become absolute.
+
+    A relative path of the model or the data is looked up in the working directory, then beside the recipe.
+
+    Raises:
+        UserError: the file, an override or a key is wrong; the message names it and the nearest known key.
+    """
+    path = Path(path)
+    try:
+        raw = _load_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections (model, data, training, ...)")
+    return _resolve_paths(_validated(raw, overrides, str(path)), path.resolve().parent)
+
+
+def recipe_of_tokenizer(name: str, overrides: list[str] | None = None) -> Recipe:
+    """A recipe that holds a tokenizer's folder or Hub id and nothing to train.
+
+    Raises:
+        UserError: an override or a key is wrong.
+    """
+    raw = {"model": {"name_or_path": name}, "data": {"train": "none"}, "training": {"output_dir": "none"}}
+    return _validated(raw, overrides, name)
+
+
+def _validated(raw: dict[str, Any], overrides: list[str] | None, name: str) -> Recipe:
+    data = raw.get("data")
+    if overrides and isinstance(data, dict):  # so that data.train.0.weight reaches into the short form
+        raw["data"] = data | {key: _as_sources(data[key]) for key in ("train", "eval") if key in data}
+    for override in overrides or []:
+        _apply_override(raw, override)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{name}: {_explain(error)}") from None
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"{override!r}: an override is written section.key=value")
+    try:
+        value = _load_yaml(text)
+    except yaml.YAMLError:
+        raise UserError(f"{override!r}: the value is not valid YAML; quote it") from None
+    *parents, last = key.split(".")
+    at: Any = raw
+    for part in parents:
+        if isinstance(at, list):
+            at = _item(at, part, override)
+        else:
+            if at.get(part) is None:
+                at[part] = {}
+            at = at[part]
+        if not isinstance(at, (dict, list)):
+            raise UserError(f"{override!r}: {part!r} holds a plain value, it has no keys")
+    if isinstance(at, list):
+        _item(at, last, override)
+        at[int(last)] = value
+    else:
+        at[last] = value
+
+
+def _item(items: list[Any], part: str, override: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise UserError(f"{override!r}: {part!r} is no index of a list of {len(items)}")
+    return items[int(part)]
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for all that is wrong, each with its key and the nearest known one."""
+    parts: list[str] = []
+    seen: set[str] = set()
+    for problem in error.errors(include_url=False):
+        keys = _keys_only([str(part) for part in problem["loc"]])
+        where = ".".join(keys) or "recipe"
+        if problem["type"] != "extra_forbidden" and where in seen:
+            continue  # the other branches of a union
+        seen.add(where)
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(keys[:-1])
+            near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            parts.append(f"unknown key {where!r}, {hint}")
+        elif problem["type"] == "missing":
+            parts.append(f"{where!r} is missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] in ("model_type", "model_attributes_type"):
+                message = "a section is a mapping of keys"
+            given = problem.get("input")
+            shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
+            parts.append(f"{where!r}: {message}{shown}")
+    return "; ".join(dict.fromkeys(parts))
+
+
+def _keys_only(location: list[str]) -> list[str]:
+    """A location without the names of union branches, which are no keys of the recipe."""
+    section: type[BaseModel] | None = Recipe
+    keys = []
+    for part in location:
+        if part.isdigit():
+            keys.append(part)
+        elif section is None:
+            break
+        else:
+            keys.append(part)
+            field = section.model_fields.get(part)
+            section = _section_in(field.annotation) if field else None
+    return keys
+
+
+def _known_keys(keys: list[str]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for key in keys:
+        if key.isdigit():
+            continue
+        section = _section_in(section.model_fields[key].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if isinstance(annotation, types.GenericAlias) or typing.get_origin(annotation) is not None:
+        annotations = typing.get_args(annotation)
+    else:
+        annotations = getattr(annotation, "__args__", ())
+    return next((found for a in annotations if (found := _section_in(a))), None)
+
+
+def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
+    def resolve(name: str) -> str:
+        if Path(name).expanduser().is_absolute():
+            return str(Path(name).expanduser())
+        for base in (Path.cwd(), folder):
+            if (base / name).exists() or (any(c in name for c in "*?[") and any(base.glob(name))):
+                return str(base / name)
+        return name
+
+    raw = recipe.model_dump()
+    raw["model"]["name_or_path"] = resolve(recipe.model.name_or_path)
+    if recipe.lora and recipe.lora.init_from:
+        raw["lora"]["init_from"] = resolve(recipe.lora.init_from)
+    for source in raw["data"]["train"] + raw["data"]["eval"]:
+        source["path"] = resolve(source["path"])
+    return Recipe.model_validate(raw)

@@ -1,0 +1,141 @@
+"""What happens to real runs: signals, memory that does not hold a pack, disks that fill up.
+
+Exit codes of `mtr train` (see also `mtr.errors`):
+
+    0  done                                          3  a checkpoint or a metrics line could not be written
+    1  a bug                                         4  no finite loss or gradient in many steps in a row
+    2  the recipe, the data or the model has to be   5  a pack does not fit the device's memory
+       mended                                        6  a process died
+    128 + n  stopped by signal n, with a checkpoint
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+
+from mtr.errors import DeviceMemoryError
+from mtr.tree.batch import Batch
+from mtr.tree.packing import Pack, idle_pack, split_pack
+
+
+class StopSignals:
+    """SIGTERM, SIGINT and what the recipe adds: the first one asks the run to stop after its step, the second one
+    ends the process at once. Before there is anything to save the first one ends it, too.
+    """
+
+    def __init__(self, more: Sequence[str] = ()) -> None:
+        self.received: int | None = None
+        self.can_save = False
+        self._numbers = sorted({signal.SIGTERM, signal.SIGINT, *(signal.Signals[name] for name in more)})
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in self._numbers:
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os.write(2, f"stopped at once by a second signal ({signal.Signals(number).name})\n".encode())
+            os._exit(128 + number)
+        self.received = number
+        if not self.can_save:
+            print(f"stopped by {signal.Signals(number).name} before the first step", file=sys.stderr)
+            raise SystemExit(128 + number)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """On CUDA, or a plain allocation on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class PackSplitter:
+    """Keeps packs within what the device has been seen to hold.
+
+    A pack that did not fit is halved, and so is every later one of its size: which packs a step has changes no
+    gradient.
+    """
+
+    def __init__(self, on_oom: str, rebuild: Callable[[Pack], Batch], process: str = "") -> None:
+        """
+        Args:
+            on_oom: of the recipe.
+            rebuild: a pack becomes a batch.
+            process: who says so, where there are several.
+        """
+        self.splits_packs = on_oom == "split"
+        self.idle = rebuild(idle_pack())
+        self._rebuild = rebuild
+        self._process = process
+        self._limit: int | None = None
+        self.splits = 0
+
+    def fit(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The same targets in batches within the limit."""
+        if self._limit is None:
+            return list(batches)
+        limit = self._limit
+        fitted: list[Batch] = []
+        for batch in batches:
+            too_large = batch.num_tokens > limit and batch.pack is not None
+            fitted += map(self._rebuild, split_pack(batch.pack, limit)) if too_large and batch.pack else [batch]
+        return fitted
+
+    def lower(self, failed: Batch) -> None:
+        """Half of the batch that did not fit is the new limit.
+
+        Raises:
+            DeviceMemoryError: splitting is not asked for, or there is nothing left to split.
+        """
+        if not self.splits_packs:
+            raise DeviceMemoryError(self._describe(failed) + _WAYS_OUT + ", or set sequence.on_oom to split")
+        assert failed.pack is not None
+        limit = failed.num_tokens // 2
+        if all(pack.num_tokens >= failed.num_tokens for pack in split_pack(failed.pack, limit)):
+            raise DeviceMemoryError(
+                self._describe(failed) + "it holds a single turn, so it cannot be split" + _WAYS_OUT
+            )
+        self._limit = limit
+        self.splits += 1
+
+    def _describe(self, batch: Batch) -> str:
+        shown = "; ".join(batch.rows[:4]) + (f"; and {len(batch.rows) - 4} more" if len(batch.rows) > 4 else "")
+        return (
+            f"{self._process}out of memory in a pack of {batch.num_tokens:,} tokens, {len(batch.rows)} conversations "
+            f"({shown}); "
+        )
+
+
+_WAYS_OUT = (
+    ": lower sequence.max_tokens (packs) or sequence.max_length (turns), set training.gradient_checkpointing to true, "
+    "spread the model with training.parallel: fsdp2"
+)
+
+
+def is_write_error(error: Exception) -> bool:
+    """Of the file system; writers in Rust raise kinds of their own, which name the system's error."""
+    return isinstance(error, (OSError, SafetensorError)) or "os error" in str(error)
+
+
+def save_problem(error: Exception, folder: Path) -> str:
+    """Why something could not be written, with the room that is left."""
+    text = (getattr(error, "strerror", None) or " ".join(str(error).split()))[:200]
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return text
+    return f"{text}; {free / 2**20:,.0f} MiB free in {folder}"

@@ -1,0 +1,47 @@
+"""`mtr train recipe.yaml --num-processes N`: torch's own launcher on one machine, the short way.
+
+Several machines: `torchrun --nnodes ... -m mtr train recipe.yaml`, see recipes/launch/. The exit code is that of the
+first process that failed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from pathlib import Path
+
+from mtr.recipe.sections import load_recipe
+
+_GRACE = 600
+"""Seconds that processes have to finish their step and save, once a signal came."""
+
+
+def launch(num_processes: int, recipe: Path, overrides: list[str], resume: bool, overwrite: bool) -> int:
+    """Start the processes, wait for them, and return the exit code."""
+    preempt = load_recipe(recipe, overrides).training.preempt_signal  # also finds mistakes before anything starts
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_GRACE))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        signals_to_handle=",".join(["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", *preempt]),
+    )
+    options = ["--resume"] * resume + ["--overwrite"] * overwrite
+    try:
+        elastic_launch(config, sys.executable)("-m", "mtr", "train", str(recipe), *overrides, *options)
+    except SignalException as stopped:
+        return 128 + int(stopped.sigval)
+    except ChildFailedError as failed:
+        code = failed.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code
+    return 0

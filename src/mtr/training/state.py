@@ -1,0 +1,63 @@
+"""What a run did, the part before a resume included: every checkpoint holds it, and what is due next is read off it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtr.prepare.builder import Counts
+
+
+@dataclass
+class Summary:
+    """What a run did, the part before a resume included."""
+
+    output_dir: Path
+    steps: int = 0
+    epoch: float = 0.0
+    empty_steps: int = 0
+    """Steps in which no turn was left to train; they made no update."""
+    nonfinite_steps: int = 0
+    """Steps whose loss or gradient was not finite; they made no update."""
+    nonfinite_in_a_row: int = 0
+    nonfinite_rows: list[str] = field(default_factory=list)
+    """File and row of the conversations of these steps, at most a hundred."""
+    counts: Counts = field(default_factory=Counts)
+    seconds: float = 0.0
+    """Spent in steps."""
+    data_wait_seconds: float = 0.0
+    """Of these, spent waiting for data."""
+    flops: float = 0.0
+    """Needed work of this process's packs."""
+    mfu: float = 0.0
+    """Share of what matrix products reach on this process's device."""
+    peak_memory_bytes: int = 0
+    imbalance: float = 0.0
+    """Sum over the steps of the costliest process over the mean of all."""
+    pack_splits: int = 0
+    """Times that a pack did not fit the memory and was split."""
+    failed_saves: int = 0
+    loss: float | None = None
+    """Of the last step."""
+    eval_loss: float | None = None
+    eval_loss_by_source: dict[str, float] = field(default_factory=dict)
+    evaluated_at: int = -1
+    """Step of the last evaluation."""
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    exact_match: list[float] = field(default_factory=list)
+    """Share of held-out turns answered exactly, before and after training."""
+    stopped_by: int | None = None
+    """The signal that ended the run early."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, as JSON."""
+        return {**vars(self), "output_dir": str(self.output_dir), "counts": vars(self.counts)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        kept = {key: value for key, value in state.items() if key in vars(self) and key != "output_dir"}
+        counts: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in kept.pop("counts").items()}
+        vars(self).update(kept, counts=Counts(**counts), stopped_by=None)

@@ -1,0 +1,81 @@
+"""Metrics for trackers that people already use, through Accelerate. Nothing leaves the machine by itself.
+
+metrics.jsonl is always written; a tracker gets the same numbers, as train/loss, eval/loss and so on. W&B, Comet,
+ClearML and SwanLab are started offline unless their own environment variable says otherwise; the others write to
+`output_dir`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from mtr.errors import UserError
+from mtr.recipe.sections import Recipe
+
+_OFFLINE = {
+    "wandb": ("WANDB_MODE", "offline"),
+    "comet_ml": ("COMET_MODE", "offline"),
+    "clearml": ("CLEARML_OFFLINE_MODE", "1"),
+    "swanlab": ("SWANLAB_MODE", "offline"),
+}
+
+
+def check_trackers(trackers: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: a package is missing; the message holds the line that installs it.
+    """
+    missing = [name for name in trackers if importlib.util.find_spec(name) is None]
+    if missing:
+        packages = " ".join(name.replace("_", "-") for name in missing)
+        raise UserError(f"training.report_to: {', '.join(missing)} is not installed; pip install {packages}")
+
+
+def start_tracking(accelerator: Accelerator, recipe: Recipe, start: int) -> None:
+    """Begin on the main process.
+
+    Args:
+        start: the step that the run goes on from.
+    """
+    trackers = recipe.training.report_to
+    if not trackers:
+        return
+    output_dir = Path(recipe.training.output_dir).absolute()
+    for name in trackers:
+        if name in _OFFLINE:
+            os.environ.setdefault(*_OFFLINE[name])
+    if "mlflow" in trackers:
+        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{output_dir / 'mlflow.db'}")
+    if "trackio" in trackers:
+        os.environ.setdefault("TRACKIO_DIR", str(output_dir / "trackio"))
+    options: dict[str, dict[str, Any]] = {
+        "tensorboard": {"purge_step": start + 1} if start else {},
+        "wandb": {"dir": str(output_dir), "name": output_dir.name},
+        "trackio": {"name": output_dir.name},
+    }
+    config = {key: value for key, value in flat(recipe.model_dump()).items() if isinstance(value, (int, float, str))}
+    accelerator.init_trackers("mtr", config, {name: options[name] for name in trackers if name in options})
+
+
+def track(accelerator: Accelerator, kind: str, line: dict[str, Any]) -> None:
+    """The numbers of a line of metrics.jsonl, as `kind/name`."""
+    numbers = {
+        f"{kind}/{key.removeprefix('eval_')}": value
+        for key, value in flat(line).items()
+        if isinstance(value, (int, float)) and key != "step"
+    }
+    accelerator.log(numbers, step=line["step"])
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    flattened: dict[str, Any] = {}
+    for key, item in value.items():
+        flattened |= flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return flattened

@@ -1,0 +1,118 @@
+"""Claims: every kind of LoRA that the recipe offers is exact in one pass, and is what it says; what does not fit is
+refused; four bits are refused where they cannot be had.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.paths import QUICKSTART
+
+from mtr.checks.verify import verify
+from mtr.errors import UserError
+from mtr.model.loading import adapted_modules, load_model
+from mtr.recipe.sections import load_recipe
+
+Recipes = Callable[..., Path]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rslora": ("qwen3", {"use_rslora": True}),
+    "dora": ("qwen3", {"use_dora": True}),
+    "patterns": ("llama", {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 64}}),
+    "experts": ("qwen3_moe", {"target_parameters": EXPERTS}),
+    "experts of gpt-oss": ("gpt_oss", {"target_parameters": EXPERTS, "target_modules": ["q_proj"]}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_exact(write_recipe: Recipes, models: Callable[..., Path], kind: str) -> None:
+    architecture, lora = KINDS[kind]
+    recipe = load_recipe(write_recipe(model={"name_or_path": str(models(architecture))}, lora=lora))
+    result = verify(recipe, conversations=2)
+    assert result["passed"], result
+    assert result["zero_gradients"] == []
+
+
+def load(path: Path) -> Any:
+    return load_model(load_recipe(path), torch.device("cpu"))
+
+
+def scalings(model: Any, suffix: str) -> set[float]:
+    return {
+        m.scaling["default"] for name, m in model.named_modules() if name.endswith(suffix) and hasattr(m, "scaling")
+    }
+
+
+def test_scales_and_ranks_are_the_recipes(write_recipe: Recipes) -> None:
+    lora = {"r": 16, "alpha": 32, "use_rslora": True, "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 8}}
+    model = load(write_recipe(lora=lora))
+    assert scalings(model, "k_proj") == {8.0}
+    assert scalings(model, "q_proj") == {16.0}
+    assert scalings(model, "v_proj") == {2.0}
+    ranks = {name.split(".")[-4]: p.shape[0] for name, p in model.named_parameters() if ".lora_A." in name}
+    assert (ranks["q_proj"], ranks["k_proj"]) == (4, 16)
+
+
+def test_experts_are_adapted(write_recipe: Recipes, models: Callable[..., Path]) -> None:
+    lora = {"target_parameters": EXPERTS, "target_modules": ["q_proj"]}
+    model = load(write_recipe(model={"name_or_path": str(models("qwen3_moe"))}, lora=lora))
+    adapted = adapted_modules(model)
+    assert "model.layers.*.self_attn.q_proj" in adapted
+    assert any("mlp.experts" in name for name in adapted), adapted
+
+
+def test_parameters_that_are_not_there_are_refused(write_recipe: Recipes) -> None:
+    with pytest.raises(UserError, match=r"lora\.target_parameters: the model has no parameter 'mlp\.experts\.down'"):
+        load(write_recipe(lora={"target_parameters": ["mlp.experts.down"]}))
+
+
+def test_dropout_does_not_reach_parameters(write_recipe: Recipes) -> None:
+    with pytest.raises(UserError, match=r"target_parameters work with lora\.dropout: 0\.0 only"):
+        load_recipe(write_recipe(lora={"target_parameters": EXPERTS, "dropout": 0.1}))
+
+
+FOUR_BITS = {"model": {"load_in_4bit": True, "name_or_path": str(QUICKSTART / "base")}}
+
+
+def test_four_bits_need_a_package_and_a_device(write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(write_recipe(**FOUR_BITS))
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match=r"load_in_4bit needs bitsandbytes: pip install 'mtr\[qlora\]'"):
+            load_model(recipe, torch.device("cuda"), quantise=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(UserError, match="load_in_4bit needs a CUDA device"):
+        load_model(recipe, torch.device("cpu"), quantise=True)
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"lora": None, **FOUR_BITS}, "load_in_4bit needs lora"),
+        ({**FOUR_BITS, "training": {"parallel": "fsdp2"}}, "load_in_4bit works with training.parallel: ddp only"),
+        ({"sequence": {"on_oom": "split"}, "training": {"parallel": "fsdp2"}}, "on_oom: split works with"),
+        ({"training": {"parallel": "fsdp2", "optim": "adafactor"}}, "adafactor works with"),
+        ({"training": {"preempt_signal": "SIGKILL"}}, "SIGKILL is no signal that a process can catch"),
+        ({"training": {"preempt_signal": ["USR1", "NONE"]}}, "SIGNONE is no signal"),
+    ],
+)
+def test_keys_that_exclude_each_other_say_so(write_recipe: Recipes, sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_recipe(write_recipe(**sections))
+    assert words in str(error.value)
+
+
+@pytest.mark.gpu
+def test_four_bits_train_and_merge(write_recipe: Recipes, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from mtr.training.export import merge
+    from mtr.training.loop import train
+
+    summary = train(load_recipe(write_recipe(**FOUR_BITS, training={"max_steps": 3})))
+    assert summary.loss is not None
+    assert merge(tmp_path / "run", tmp_path / "merged")["difference"] < 1e-3

@@ -1,0 +1,201 @@
+"""Claims: an adapter gives the same logits through PEFT as merged, and the merged folder loads with transformers alone;
+what cannot be merged is refused; the model card says where the model comes from and holds no path; a push takes the
+result and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.paths import QUICKSTART
+from support.rows import conversation_row
+
+import mtr.training.export
+from mtr.errors import UserError
+from mtr.recipe.sections import load_recipe
+from mtr.training.export import merge, push_to_hub
+from mtr.training.loop import train
+
+Recipes = Callable[..., Path]
+Mtr = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def trained(write_recipe: Recipes, write_rows: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A run of two steps at a high learning rate; returns its folder."""
+
+    def go(**sections: Any) -> Path:
+        rows = write_rows([conversation_row(turns=2) for _ in range(4)])
+        training = {"learning_rate": 0.05, "max_steps": 2, "conversations_per_step": 2, "lr_scheduler_type": "constant"}
+        training |= {"gradient_checkpointing": False, **sections.pop("training", {})}
+        train(load_recipe(write_recipe(data={"train": str(rows)}, training=training, **sections)))
+        return tmp_path / "run"
+
+    return go
+
+
+Trained = Callable[..., Path]
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("quickstart", {}),
+    "rslora": ("quickstart", {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 8}}),
+    "dora": ("quickstart", {"use_dora": True, "r": 4}),
+    "tied head": ("quickstart", {"modules_to_save": ["lm_head"]}),
+    "tied embeddings": ("quickstart", {"modules_to_save": ["embed_tokens"]}),
+    "tied target": ("quickstart", {"target_modules": ["q_proj", "lm_head"]}),
+    "experts": ("qwen3_moe", {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::RuntimeWarning:peft")
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapter_and_merged_model_say_the_same(trained: Trained, models: Callable[..., Path], kind: str) -> None:
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    architecture, lora = KINDS[kind]
+    name = str(QUICKSTART / "base" if architecture == "quickstart" else models(architecture))
+    run = trained(lora=lora, model={"name_or_path": name})
+    result = merge(run, run / "merged", "float32")
+    assert result["difference"] <= result["tolerance"]
+    ids = torch.arange(40).view(2, 20)
+    base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)(ids).logits
+    adapter = AutoPeftModelForCausalLM.from_pretrained(str(run), dtype=torch.float32)(ids).logits
+    merged = AutoModelForCausalLM.from_pretrained(str(run / "merged"), dtype=torch.float32)(ids).logits
+    scale = adapter.abs().max()
+    assert (adapter - merged).abs().max() < 1e-5 * scale
+    assert (adapter - base).abs().max() > 1e-2 * scale, "nothing was trained, so nothing was compared"
+    tokenizer = AutoTokenizer.from_pretrained(str(run / "merged"))
+    assert tokenizer.chat_template == (QUICKSTART / "base" / "chat_template.jinja").read_text()
+    names = {path.name for path in (run / "merged").iterdir()}
+    assert names >= {"config.json", "generation_config.json", "model.safetensors", "README.md"}
+    assert not any(name.endswith(".bin") or name.startswith("adapter") for name in names)
+
+
+def test_the_command_merges_a_run_and_a_checkpoint(trained: Trained, mtr: Mtr, tmp_path: Path) -> None:
+    run = trained(training={"save_steps": 1})
+    code, out, err = mtr("merge", run)
+    assert (code, err) == (0, "")
+    assert "merged logits equal the adapter's within" in out
+    assert "as bfloat16 within" in out, "the base model's own dtype"
+    assert (run / "merged" / "model.safetensors").exists()
+    code, out, _ = mtr("merge", run / "checkpoint-1", "--output", tmp_path / "one", "--dtype", "float32")
+    assert code == 0
+    assert f"merged     {tmp_path / 'one'}" in out
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda run: shutil.rmtree(run), "no such folder"),
+        (lambda run: (run / "adapter_config.json").unlink(), "no adapter_config.json"),
+        (lambda run: (run / "merged").mkdir() or (run / "merged" / "x").write_text("mine"), "is not empty"),
+        (lambda run: edit(run, peft_type="PREFIX_TUNING"), "only LoRA adapters can be merged, this one is PREFIX"),
+        (lambda run: edit(run, base_model_name_or_path=str(run / "none")), "the base model cannot be loaded"),
+        (lambda run: (run / "adapter_model.safetensors").write_bytes(b"x"), "the adapter cannot be loaded"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(
+    trained: Trained, mtr: Mtr, prepare: Callable[[Path], Any], words: str
+) -> None:
+    run = trained()
+    prepare(run)
+    code, out, err = mtr("merge", run)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def edit(run: Path, **keys: Any) -> None:
+    config = json.loads((run / "adapter_config.json").read_text())
+    (run / "adapter_config.json").write_text(json.dumps({**config, **keys}))
+
+
+def test_whole_weights_need_no_merging(trained: Trained, mtr: Mtr) -> None:
+    code, _, err = mtr("merge", trained(lora=None, training={"learning_rate": 1e-4}))
+    assert code == 2
+    assert "holds whole weights, so there is nothing to merge" in err
+
+
+def test_a_merge_that_changes_the_model_is_seen(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other direction: the check can fail."""
+    run = trained()
+    logits = mtr.training.export._logits
+    calls = iter(range(10))
+    monkeypatch.setattr(mtr.training.export, "_logits", lambda *a: logits(*a) * (1.0 + 0.01 * (next(calls) == 1)))
+    with pytest.raises(UserError, match="merging changed the model: logits differ by"):
+        merge(run, run / "merged")
+    assert not (run / "merged").exists()
+
+
+def test_the_model_card_says_where_it_comes_from_and_no_path(
+    trained: Trained, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    held_out = write_rows([conversation_row()], "held_out.jsonl")
+    run = trained(training={"push_to_hub": None}, generation={"conversations": 1, "max_new_tokens": 2})
+    card = (run / "README.md").read_text()
+    assert held_out.exists()
+    for words in (
+        "library_name: peft",
+        "LoRA adapter of `base`",
+        "- data: `rows.jsonl`",
+        "| steps | 2 |",
+        "torch 2.",
+    ):
+        assert words in card
+    assert "learning_rate: 0.05" in card
+    assert str(tmp_path) not in card
+    assert str(QUICKSTART) not in card
+
+
+def test_a_hub_model_is_named_in_the_card(tmp_path: Path) -> None:
+    from mtr.training.export import _front_matter
+
+    assert "base_model: Qwen/Qwen3-8B" in _front_matter("Qwen/Qwen3-8B", "peft")
+    assert not any("base_model" in line for line in _front_matter(str(tmp_path), "peft"))
+
+
+class Hub:
+    """The Hub's client, without the Hub."""
+
+    calls: list[tuple[str, dict[str, Any]]]
+
+    def create_repo(self, name: str, **options: Any) -> None:
+        self.calls.append((name, options))
+
+    def upload_folder(self, **options: Any) -> None:
+        self.calls.append(("upload", options))
+
+
+def test_a_push_takes_the_result_and_nothing_else(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub.utils._paths import filter_repo_objects
+
+    Hub.calls = []
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    run = trained(training={"push_to_hub": "me/mine", "save_steps": 1})
+    assert "pushed     me/mine" in capsys.readouterr().err
+    (name, created), (_, uploaded) = Hub.calls
+    assert (name, created["private"]) == ("me/mine", True)
+    files = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()]
+    allowed, ignored = uploaded["allow_patterns"], uploaded["ignore_patterns"]
+    taken = set(filter_repo_objects(files, allow_patterns=allowed, ignore_patterns=ignored))
+    assert taken == {
+        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "README.md",
+    }  # fmt: skip
+
+
+def test_a_push_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Broken(Hub):
+        def create_repo(self, name: str, **options: Any) -> None:
+            raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Broken)
+    assert push_to_hub(tmp_path, "me/mine") == f"not pushed me/mine: no network; everything is in {tmp_path}"
