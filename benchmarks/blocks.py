@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from mtr.bench.synthetic import Shape, make_views
-from mtr.training.metrics import write_json
+from mtr.files import write_json
 from mtr.tree.layout import Layout
 from mtr.tree.mask import Tree, block_mask
 from mtr.tree.packing import build_layouts

@@ -30,15 +30,18 @@ from typing import Any
 
 import torch
 
-from mtr.attention.choice import pad_to_multiple_of
+from mtr.attention.choice import fastest, pad_to_multiple_of
+from mtr.attention.interface import use_tree_attention
+from mtr.attention.model_parts import base_model
 from mtr.bench.cases import Bench, Options, wait
 from mtr.bench.synthetic import Shape, make_views
 from mtr.errors import UserError
+from mtr.files import write_json
 from mtr.model.device import peak_memory, reset_peak_memory
-from mtr.model.loading import TreeModel, base_model, use_tree_attention
 from mtr.model.memory import checkpoint_activations
+from mtr.model.tree_model import TreeModel
 from mtr.recipe.sections import Checkpointing, Recipe
-from mtr.training.metrics import environment, write_json
+from mtr.training.environment import environment
 from mtr.tree.batch import Batch, build_batch
 from mtr.tree.layout import Layout
 from mtr.tree.mask import Tree, block_mask
@@ -262,7 +265,7 @@ def long(results: Results, size: Size, models: list[str], rehearse: bool) -> Non
 
 
 def train_on(own: Bench, layout: Layout) -> dict[str, Any]:
-    model = TreeModel(own.model, *own.usable)
+    model = TreeModel(own.model, *own.usable, choose=fastest)
     batch = build_batch(Pack((layout,)), pad_to_multiple_of(own.usable)).to(own.device)
     trained = [p for p in own.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)

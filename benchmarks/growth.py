@@ -21,11 +21,13 @@ from make_shape import small_config
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from mtr.attention.interface import TreeAttention, attend
+from mtr.attention.interface import attend, use_tree_attention
+from mtr.attention.masks import TreeAttention
 from mtr.bench.synthetic import Shape, make_views
+from mtr.files import write_json
 from mtr.model.device import keep_freed_memory, peak_memory, reset_peak_memory
-from mtr.model.loading import TreeModel, use_tree_attention
-from mtr.training.metrics import environment, write_json
+from mtr.model.tree_model import TreeModel
+from mtr.training.environment import environment
 from mtr.tree.batch import Batch, build_batch
 from mtr.tree.layout import Layout
 from mtr.tree.mask import FULL

@@ -20,14 +20,17 @@ from make_shape import small_config
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from mtr.attention.interface import use_tree_attention
 from mtr.bench.synthetic import Shape, make_rows, make_tokenizer, make_words
 from mtr.chat.rendering import Renderer
-from mtr.data.conversation import parse_row
+from mtr.data.parsing import parse_row
+from mtr.files import write_json
 from mtr.model.device import keep_freed_memory
-from mtr.model.loading import TreeModel, use_tree_attention
-from mtr.prepare.builder import Builder, weigh
+from mtr.model.tree_model import TreeModel
+from mtr.prepare.builder import Builder
+from mtr.prepare.views import weigh
 from mtr.recipe.sections import Recipe
-from mtr.training.metrics import environment, write_json
+from mtr.training.environment import environment
 from mtr.tree.batch import Batch, build_batch
 from mtr.tree.mask import FULL
 from mtr.tree.packing import build_layouts, build_packs

@@ -29,11 +29,13 @@ from typing import Any
 
 import torch
 
+from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.data.shapes import Reader
-from mtr.model.loading import load_renderer, load_tokenizer
-from mtr.prepare.builder import Builder, weigh
+from mtr.files import write_json
+from mtr.prepare.builder import Builder
+from mtr.prepare.views import weigh
 from mtr.recipe.sections import Recipe
-from mtr.training.metrics import environment, write_json
+from mtr.training.environment import environment
 from mtr.tree.batch import build_batch
 from mtr.tree.packing import build_packs, merge_conversations
 

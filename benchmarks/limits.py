@@ -15,8 +15,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mtr.bench.synthetic import Shape, make_views
+from mtr.files import write_json
 from mtr.model.flops import FlopCounter
-from mtr.training.metrics import write_json
 from mtr.tree.packing import build_layouts
 
 

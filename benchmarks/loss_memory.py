@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from mtr.files import write_json
 from mtr.model.device import peak_memory, reset_peak_memory
 from mtr.model.loss import chunk_size, weighted_nll
-from mtr.training.metrics import environment, write_json
+from mtr.training.environment import environment
 
 CPU = torch.device("cpu")
 

@@ -22,11 +22,16 @@ from typing import Any
 
 import torch
 
-from mtr.data.mixture import Mixture, open_training_data
-from mtr.model.loading import load_renderer, load_tokenizer
-from mtr.prepare.builder import Builder, IndexedSteps, Step
-from mtr.recipe.sections import Recipe, load_recipe
-from mtr.training.metrics import environment, write_json
+from mtr.chat.loading import load_renderer, load_tokenizer
+from mtr.data.mixture import Mixture
+from mtr.data.opening import open_training_data
+from mtr.files import write_json
+from mtr.prepare.builder import Builder
+from mtr.prepare.step import Step
+from mtr.prepare.steps import IndexedSteps
+from mtr.recipe.loading import load_recipe
+from mtr.recipe.sections import Recipe
+from mtr.training.environment import environment
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import yaml
 
-from mtr.recipe.sections import load_recipe
+from mtr.recipe.loading import load_recipe
 from mtr.training.loop import train
 
 ROOT = Path(__file__).parent.parent

@@ -9,6 +9,11 @@ class UserError(ValueError):
     """Met by one process alone, so that this one has to say it."""
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """The text of another library's error, cut to fit into a message of ours."""
+    return " ".join(str(error).split())[:most]
+
+
 class RowError(UserError):
     """One row is bad. `data.on_bad_row: skip` passes over it and counts it by its reason."""
 

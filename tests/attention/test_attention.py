@@ -19,10 +19,13 @@ from torch.nn.attention.flex_attention import flex_attention
 import mtr.attention.flex
 import mtr.attention.interface
 from mtr.attention.choice import pad_to_multiple_of
-from mtr.attention.interface import Backend, layer_spans, refusal
+from mtr.attention.interface import use_tree_attention
+from mtr.attention.layers import layer_spans, refusal
+from mtr.attention.masks import Backend
+from mtr.attention.model_parts import text_config
 from mtr.errors import UserError
-from mtr.model.loading import TreeModel, text_config, use_tree_attention
 from mtr.model.probe import TOLERANCE, check_exact, probe, shrink
+from mtr.model.tree_model import TreeModel
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import merge, path_to
 from mtr.tree.mask import FULL, Span, Tree

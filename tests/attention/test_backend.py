@@ -18,9 +18,11 @@ from support.models import EXACT, WITHOUT, chat, load, tiny_config
 
 import mtr.attention.choice
 from mtr.attention.choice import choose_backends, fastest, pad_to_multiple_of, usable_backends
-from mtr.attention.interface import BACKENDS, Backend, HeadShapes, head_shapes
+from mtr.attention.interface import use_tree_attention
+from mtr.attention.layers import HeadShapes, head_shapes
+from mtr.attention.masks import BACKENDS, Backend
 from mtr.errors import UserError
-from mtr.model.loading import TreeModel, use_tree_attention
+from mtr.model.tree_model import TreeModel
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import merge
 from mtr.tree.mask import FULL, Span
@@ -135,7 +137,7 @@ def test_a_model_measures_once_and_stays_exact(models: Callable[..., Path], capl
     model = load(models("gemma3"))
     use_tree_attention(model)
     batch = build_batch(Pack((merge(chat()),)))
-    tree_model = TreeModel(model, "segment", "varlen")
+    tree_model = TreeModel(model, "segment", "varlen", choose=fastest)
     with caplog.at_level(logging.INFO, logger="mtr"), torch.no_grad():
         hidden = tree_model.hidden(batch)
         tree_model.hidden(batch)

@@ -18,8 +18,9 @@ from support.paths import QUICKSTART
 from mtr.bench.cases import Options, bench, shapes_of, sweep
 from mtr.bench.plot import plot
 from mtr.bench.synthetic import Shape, make_views
-from mtr.model.loading import TreeModel, load_model
-from mtr.recipe.sections import load_recipe
+from mtr.model.loading import load_model
+from mtr.model.tree_model import TreeModel
+from mtr.recipe.loading import load_recipe
 from mtr.tree.layout import View, merge
 from mtr.tree.packing import merge_conversations
 

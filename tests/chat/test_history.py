@@ -24,7 +24,8 @@ import mtr.chat.comparison
 from mtr.chat.history import History, PieceHistory, TangledError, _Cut
 from mtr.chat.rendering import Renderer
 from mtr.chat.template import RefusedError, Template
-from mtr.data.conversation import Conversation, parse_row
+from mtr.data.conversation import Conversation
+from mtr.data.parsing import parse_row
 from mtr.errors import UserError
 
 DATE = "2026-01-31"

@@ -24,8 +24,10 @@ from support.rows import conversation_row
 from support.templates import BEHAVIOURS, CALLS, CONTENT, LAST, call, template, tokenizer
 
 from mtr.chat.encoding import Encoder
-from mtr.chat.rendering import INLINE_HISTORY, Renderer, Turn
-from mtr.data.conversation import THINKING_KEYS, Conversation, parse_row
+from mtr.chat.rendering import Renderer
+from mtr.chat.turn import INLINE_HISTORY, Turn
+from mtr.data.conversation import THINKING_KEYS, Conversation
+from mtr.data.parsing import parse_row
 from mtr.errors import UserError
 
 DATE = "2025-01-02"
@@ -287,7 +289,7 @@ def test_a_completion_that_lost_its_thinking_does_not_get_through(monkeypatch: p
     ]
     for function, wrong in broken:
         with monkeypatch.context() as patched:
-            patched.setattr(f"mtr.rendering.{function}", wrong)
+            patched.setattr(f"mtr.chat.rendering.{function}", wrong)
             for turn in behaving("never rendered, the prompt opens it").render(conversation):
                 thought = (conversation.messages[turn.message_index].thinking or "").strip()
                 text = made_of("x").decode(turn.completion_ids)

@@ -14,11 +14,12 @@ import pytest
 from support.paths import SHARED, needs_shared
 from support.rows import conversation_row
 
+from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.checks.inspect import Inspection, check, describe, inspect_conversation, segments
-from mtr.data.mixture import Mixture, open_data
-from mtr.model.loading import load_renderer, load_tokenizer
+from mtr.data.mixture import Mixture
+from mtr.data.opening import open_data
 from mtr.prepare.builder import Builder
-from mtr.recipe.sections import load_recipe
+from mtr.recipe.loading import load_recipe
 from mtr.tree.layout import View, merge
 
 Recipes = Callable[..., Path]

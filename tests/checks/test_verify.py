@@ -18,7 +18,7 @@ import mtr.checks.verify
 import mtr.prepare.builder
 import mtr.tree.batch
 from mtr.checks.verify import verify
-from mtr.recipe.sections import load_recipe
+from mtr.recipe.loading import load_recipe
 from mtr.tree.batch import Batch
 from mtr.tree.layout import View
 from mtr.tree.mask import FULL, Span, Tree

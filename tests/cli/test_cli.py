@@ -129,7 +129,7 @@ def verify_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append(arguments)
         return verified()
 
-    monkeypatch.setattr("mtr.verify.verify", verify)
+    monkeypatch.setattr("mtr.checks.verify.verify", verify)
     return calls
 
 
@@ -171,7 +171,7 @@ def test_options_and_overrides_reach_the_command(
 
 
 def test_verify_exits_with_1_when_it_fails(mtr: Mtr, write_recipe: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtr.verify.verify", lambda *_: verified(passed=False))
+    monkeypatch.setattr("mtr.checks.verify.verify", lambda *_: verified(passed=False))
     code, out, err = mtr("verify", write_recipe())
     assert (code, err) == (1, "")
     assert "FAILED" in out

@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow
 import pytest
 
-from mtr.data.mixture import Mixture, open_training_data
+from mtr.data.mixture import Mixture
+from mtr.data.opening import open_training_data
 from mtr.errors import UserError
 from mtr.recipe.sections import DataSection
 

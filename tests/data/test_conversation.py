@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from support.rows import conversation_row
 
-from mtr.data.conversation import Conversation, Message, parse_row
+from mtr.data.conversation import Conversation, Message
+from mtr.data.parsing import parse_row
 from mtr.errors import UserError
 
 USER = {"role": "user", "content": "Hi"}

@@ -24,21 +24,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.rows import conversation_row
 
-from mtr.data.conversation import Conversation
-from mtr.data.mixture import (
-    Mixture,
-    Policy,
-    Stream,
-    count_repeating,
-    describe_data,
-    fill_steps,
-    open_data,
-    open_training_data,
-    split_data,
-)
-from mtr.data.rejects import Rejected
+from mtr.data.conversation import Conversation, SkippedRow
+from mtr.data.mixture import Mixture, fill_steps
+from mtr.data.notes import count_repeating, describe_data
+from mtr.data.opening import open_data, open_training_data, split_data
+from mtr.data.policy import Policy
 from mtr.data.shapes import Reader
 from mtr.data.sources import CompressedLines, JsonLines
+from mtr.data.stream import Stream
 from mtr.errors import UserError
 from mtr.recipe.sections import DataSection, Source
 
@@ -478,7 +471,7 @@ def taken(data: Stream, epoch: int = 0, seed: int = 1, shuffle: bool = True) -> 
 
 def conversations_of(data: Stream, epoch: int = 0, seed: int = 1, shuffle: bool = True) -> list[Conversation]:
     rows = list(data.rows(epoch, seed, shuffle))
-    assert not any(isinstance(row, Rejected) for row in rows)
+    assert not any(isinstance(row, SkippedRow) for row in rows)
     return [row for row in rows if isinstance(row, Conversation)]
 
 
@@ -542,7 +535,7 @@ def test_a_hub_source_is_streamed_and_does_not_mix_with_files(tmp_path: Path, mo
 BAD = {"messages": [{"role": "bot", "content": "x"}]}
 
 
-def taken_from(*rows: Any, path: Path, **keys: Any) -> tuple[Mixture, list[Conversation | Rejected]]:
+def taken_from(*rows: Any, path: Path, **keys: Any) -> tuple[Mixture, list[Conversation | SkippedRow]]:
     path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
     data = opened(path, **keys)
     return data, [data.take(i) for i in range(len(data))]
@@ -557,8 +550,8 @@ def test_a_bad_row_is_an_error_or_passed_over_with_its_reason(tmp_path: Path) ->
     assert isinstance(first, Conversation)
     assert isinstance(last, Conversation)
     roles = "roles are system, developer, user, assistant, tool"
-    assert role == Rejected(1, f"{path}, line 2", "unknown role", f"message 0: unknown role 'bot'; {roles}")
-    assert isinstance(broken, Rejected)
+    assert role == SkippedRow(1, f"{path}, line 2", "unknown role", f"message 0: unknown role 'bot'; {roles}")
+    assert isinstance(broken, SkippedRow)
     assert (broken.row, broken.where, broken.reason) == (2, f"{path}, line 3", "not valid JSON")
     assert broken.problem
     assert broken.problem.startswith("not valid JSON: Expecting")
@@ -572,9 +565,9 @@ def test_rows_outside_the_limits_are_passed_over(tmp_path: Path) -> None:
     limits = {"min_turns": 2, "max_messages": 6}
     data, taken = taken_from(*rows, path=tmp_path / "rows.jsonl", filter=limits)
     assert [isinstance(row, Conversation) for row in taken] == [False, True, True, False]
-    reasons = [row.reason for row in taken if isinstance(row, Rejected)]
+    reasons = [row.reason for row in taken if isinstance(row, SkippedRow)]
     assert reasons == ["fewer turns than data.filter.min_turns (2)", "more messages than data.filter.max_messages (6)"]
-    assert all(row.problem is None for row in taken if isinstance(row, Rejected))
+    assert all(row.problem is None for row in taken if isinstance(row, SkippedRow))
     assert len(data.conversation(0).turns) == 1, "a row asked for by its number is shown"
 
 
@@ -582,7 +575,7 @@ def test_a_stream_passes_over_bad_rows_too() -> None:
     made = datasets.IterableDataset.from_generator(lambda: iter([ROWS[0], {"messages": []}, ROWS[1]]))
     data = Stream(((made, "org/a", 1.0),), (Reader(),), Policy(skip_bad=True))
     kinds = [type(row) for row in data.rows(0, 1, shuffle=False)]
-    assert kinds == [Conversation, Rejected, Conversation]
+    assert kinds == [Conversation, SkippedRow, Conversation]
     assert [c.where for c in data.first(2)] == ["org/a, row 1", "org/a, row 3"]
 
 

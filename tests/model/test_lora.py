@@ -15,8 +15,9 @@ from support.paths import QUICKSTART
 
 from mtr.checks.verify import verify
 from mtr.errors import UserError
-from mtr.model.loading import adapted_modules, load_model
-from mtr.recipe.sections import load_recipe
+from mtr.model.loading import load_model
+from mtr.model.lora import adapted_modules
+from mtr.recipe.loading import load_recipe
 
 Recipes = Callable[..., Path]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -110,8 +111,8 @@ def test_keys_that_exclude_each_other_say_so(write_recipe: Recipes, sections: di
 @pytest.mark.gpu
 def test_four_bits_train_and_merge(write_recipe: Recipes, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    from mtr.training.export import merge
     from mtr.training.loop import train
+    from mtr.training.merge import merge
 
     summary = train(load_recipe(write_recipe(**FOUR_BITS, training={"max_steps": 3})))
     assert summary.loss is not None

@@ -15,8 +15,8 @@ from support.paths import ROOT
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mtr.model.loading import OutputHead
 from mtr.model.loss import chunk_size, weighted_nll
+from mtr.model.tree_model import OutputHead
 
 N, SIZE, VOCABULARY = 23, 6, 11
 CHUNKS = [1, 5, 8, 23, 100]

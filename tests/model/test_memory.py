@@ -13,9 +13,10 @@ import torch
 from support.models import gradients, load
 
 import mtr.model.memory
+from mtr.attention.interface import use_tree_attention
 from mtr.errors import UserError
-from mtr.model.loading import TreeModel, use_tree_attention
 from mtr.model.memory import PackMemory, checkpoint_activations, choose_checkpointing, fit_pack, measure
+from mtr.model.tree_model import TreeModel
 from mtr.recipe.sections import Checkpointing
 
 CPU = torch.device("cpu")

@@ -17,13 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trees import chats, check_layout, targets_of_layouts, targets_of_views, view
 
+from mtr.attention.interface import use_tree_attention
 from mtr.bench.cases import bench
+from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.checks.verify import fill_lora_b, verify
-from mtr.data.mixture import Mixture, open_data
+from mtr.data.mixture import Mixture
+from mtr.data.opening import open_data
 from mtr.model.device import pick_device
-from mtr.model.loading import TreeModel, load_model, load_renderer, load_tokenizer, use_tree_attention
-from mtr.prepare.builder import Builder, Step
-from mtr.recipe.sections import Recipe, load_recipe
+from mtr.model.loading import load_model
+from mtr.model.tree_model import TreeModel
+from mtr.prepare.builder import Builder
+from mtr.prepare.step import Step
+from mtr.recipe.loading import load_recipe
+from mtr.recipe.sections import Recipe
 from mtr.training.loop import train
 from mtr.tree.batch import Batch, build_batch
 from mtr.tree.layout import View

@@ -15,13 +15,21 @@ import pytest
 import torch
 from support.rows import conversation_row
 
-from mtr.chat.rendering import Turn
-from mtr.data.conversation import Conversation, parse_row
-from mtr.data.mixture import Mixture, Stream, open_data
+from mtr.chat.loading import load_renderer, load_tokenizer
+from mtr.chat.turn import Turn
+from mtr.data.conversation import Conversation
+from mtr.data.mixture import Mixture
+from mtr.data.opening import open_data
+from mtr.data.parsing import parse_row
+from mtr.data.stream import Stream
 from mtr.errors import UserError
-from mtr.model.loading import load_renderer, load_tokenizer
-from mtr.prepare.builder import Builder, Counts, IndexedSteps, Step, StreamedSteps, fit_turns, iterate_steps, weigh
-from mtr.recipe.sections import Recipe, SequenceSection, load_recipe
+from mtr.prepare.builder import Builder
+from mtr.prepare.step import Counts, Step
+from mtr.prepare.steps import IndexedSteps, StreamedSteps
+from mtr.prepare.views import fit_turns, weigh
+from mtr.prepare.workers import iterate_steps
+from mtr.recipe.loading import load_recipe
+from mtr.recipe.sections import Recipe, SequenceSection
 from mtr.tree.layout import View
 from mtr.tree.packing import build_layouts
 

@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from support.paths import QUICKSTART, ROOT
 
 from mtr.errors import UserError
-from mtr.recipe.sections import Recipe, differing_keys, load_recipe
+from mtr.recipe.changes import differing_keys
+from mtr.recipe.loading import load_recipe
+from mtr.recipe.sections import Recipe
 
 MINIMAL: dict[str, Any] = {
     "model": {"name_or_path": "/m"},

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import transformers
 
-from mtr.model.loading import TreeModel, use_tree_attention
+from mtr.attention.interface import use_tree_attention
+from mtr.model.tree_model import TreeModel
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import View, merge
 from mtr.tree.packing import Pack

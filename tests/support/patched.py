@@ -1,4 +1,4 @@
-"""The command line with something broken in a process: `python -m support.patched KIND=NUMBER train recipe.yaml ...`."""
+"""The command line with a fault in one process: `python -m support.patched KIND=NUMBER train recipe.yaml ...`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import mtr.model.loading
+import mtr.model.tree_model
 import mtr.training.loop
 from mtr.cli import app as cli
 
@@ -18,14 +19,14 @@ RANK = int(os.environ.get("RANK", "0"))
 
 def out_of_memory(most: int) -> None:
     """Packs beyond so many tokens do not fit on process 1."""
-    forward = mtr.model.loading.TreeModel.forward
+    forward = mtr.model.tree_model.TreeModel.forward
 
     def limited(self: Any, batch: Any, *arguments: Any, **options: Any) -> Any:
         if RANK == 1 and batch is not None and torch.is_grad_enabled() and batch.num_tokens > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, batch, *arguments, **options)
 
-    mtr.model.loading.TreeModel.forward = limited  # type: ignore[method-assign]
+    mtr.model.tree_model.TreeModel.forward = limited  # type: ignore[method-assign]
 
 
 def signalled(step: int) -> None:

@@ -18,7 +18,7 @@ from support.rows import conversation_row
 import mtr.training.setup
 from mtr.data.mixture import Mixture
 from mtr.errors import UserError
-from mtr.recipe.sections import load_recipe
+from mtr.recipe.loading import load_recipe
 from mtr.training.evaluation import Evaluation, open_eval
 from mtr.training.loop import Summary, train
 
@@ -39,7 +39,9 @@ def sources(write_rows: Callable[..., Path]) -> list[dict[str, Any]]:
 
 def by_hand(recipe_path: Path, path: str) -> tuple[float, int]:
     """Sum of -log p over every completion token, one plain forward a turn, and their number."""
-    from mtr.model.loading import load_model, load_renderer, load_tokenizer, use_own_attention
+    from mtr.attention.interface import use_own_attention
+    from mtr.chat.loading import load_renderer, load_tokenizer
+    from mtr.model.loading import load_model
     from mtr.prepare.builder import Builder
 
     recipe = load_recipe(recipe_path)

@@ -16,11 +16,12 @@ import torch
 from support.paths import QUICKSTART
 from support.rows import conversation_row
 
-import mtr.training.export
+import mtr.training.merge
 from mtr.errors import UserError
-from mtr.recipe.sections import load_recipe
-from mtr.training.export import merge, push_to_hub
+from mtr.recipe.loading import load_recipe
+from mtr.training.hub import push_to_hub
 from mtr.training.loop import train
+from mtr.training.merge import merge
 
 Recipes = Callable[..., Path]
 Mtr = Callable[..., tuple[int, str, str]]
@@ -125,9 +126,9 @@ def test_whole_weights_need_no_merging(trained: Trained, mtr: Mtr) -> None:
 def test_a_merge_that_changes_the_model_is_seen(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other direction: the check can fail."""
     run = trained()
-    logits = mtr.training.export._logits
+    logits = mtr.training.merge._logits
     calls = iter(range(10))
-    monkeypatch.setattr(mtr.training.export, "_logits", lambda *a: logits(*a) * (1.0 + 0.01 * (next(calls) == 1)))
+    monkeypatch.setattr(mtr.training.merge, "_logits", lambda *a: logits(*a) * (1.0 + 0.01 * (next(calls) == 1)))
     with pytest.raises(UserError, match="merging changed the model: logits differ by"):
         merge(run, run / "merged")
     assert not (run / "merged").exists()

@@ -23,6 +23,7 @@ from support.rows import conversation_row
 from torch.utils.data import get_worker_info
 
 import mtr.model.loading
+import mtr.model.tree_model
 import mtr.prepare.builder
 import mtr.training.checkpoint
 import mtr.training.evaluation
@@ -32,7 +33,7 @@ import mtr.training.playing
 import mtr.training.setup
 from mtr.chat.rendering import Renderer
 from mtr.errors import DeviceMemoryError, SaveError
-from mtr.recipe.sections import load_recipe
+from mtr.recipe.loading import load_recipe
 from mtr.training.checkpoint import find_checkpoint
 from mtr.training.loop import Summary, train
 from mtr.tree.batch import Batch, build_batch
@@ -147,7 +148,7 @@ def test_the_signal_of_a_scheduler_is_named_in_the_recipe(
 def test_a_second_signal_ends_the_process_at_once() -> None:
     script = (
         "import os, signal, sys, time\n"
-        "from mtr.training.faults import StopSignals\n"
+        "from mtr.training.signals import StopSignals\n"
         "with StopSignals() as signals:\n"
         "    signals.can_save = True\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -321,7 +322,7 @@ def test_too_many_in_a_row_stop_the_run(recipe: Recipes, mtr: Mtr, monkeypatch: 
 
 def limit_memory(monkeypatch: Patch, most: int, phase: str) -> list[int]:
     """Packs of more tokens than `most` do not fit, in the forward or in the backward; returns the sizes that did."""
-    forward = mtr.model.loading.TreeModel.forward
+    forward = mtr.model.tree_model.TreeModel.forward
     fitted: list[int] = []
 
     def limited(self: Any, batch: Batch | None, *arguments: Any, **options: Any) -> Any:
@@ -341,7 +342,7 @@ def limit_memory(monkeypatch: Patch, most: int, phase: str) -> list[int]:
         first.register_hook(full) if not hasattr(self, "_full") else None
         return loss
 
-    monkeypatch.setattr(mtr.model.loading.TreeModel, "forward", limited)
+    monkeypatch.setattr(mtr.model.tree_model.TreeModel, "forward", limited)
     return fitted
 
 

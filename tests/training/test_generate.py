@@ -13,7 +13,8 @@ import torch
 from support.paths import QUICKSTART
 
 from mtr.chat.rendering import Renderer
-from mtr.data.conversation import Conversation, parse_row
+from mtr.data.conversation import Conversation
+from mtr.data.parsing import parse_row
 from mtr.training import playing as generate
 from mtr.training.playing import Played, exact_match, gives_answer, play
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from mtr.files import write_json
 from mtr.model.device import peak_memory, reset_peak_memory
-from mtr.prepare.builder import Counts
-from mtr.training.metrics import PACKAGES, MetricsFile, environment, throughput, write_json
+from mtr.prepare.step import Counts
+from mtr.training.environment import PACKAGES, environment
+from mtr.training.metrics import MetricsFile, throughput
 
 CPU = torch.device("cpu")
 

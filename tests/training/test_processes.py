@@ -20,7 +20,7 @@ import torch
 import yaml
 from support.paths import QUICKSTART, ROOT
 
-from mtr.recipe.sections import load_recipe
+from mtr.recipe.loading import load_recipe
 from mtr.training.checkpoint import find_checkpoint
 from mtr.training.loop import train
 from mtr.training.processes import cost_of

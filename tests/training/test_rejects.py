@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from support.rows import conversation_row
 
-from mtr.data.rejects import Rejected, RejectsFile
+from mtr.data.conversation import SkippedRow
 from mtr.errors import RowError, SaveError, UserError
-from mtr.recipe.sections import load_recipe
+from mtr.recipe.loading import load_recipe
 from mtr.training.loop import Summary, train
+from mtr.training.rejects import RejectsFile
 
 ROWS: list[Any] = [conversation_row(turns=1 + i % 3) for i in range(12)]  # 0, 3 and 6 are below the limit
 BAD = {2: {"messages": []}, 5: {"messages": [{"role": "bot", "content": "x"}]}, 9: {"id": 9}}
@@ -104,9 +105,9 @@ def test_an_error_goes_through_a_worker_whole() -> None:
 
 def test_rows_outside_the_limits_are_not_listed(tmp_path: Path) -> None:
     file = RejectsFile(tmp_path / "rejects.jsonl")
-    file.write([Rejected(0, "a, line 1", "fewer turns")])
+    file.write([SkippedRow(0, "a, line 1", "fewer turns")])
     assert not (tmp_path / "rejects.jsonl").exists()
-    file.write([Rejected(1, "a, line 2", "bad", "bad: \ud800 <"), Rejected(1, "a, line 2", "bad", "bad")])
+    file.write([SkippedRow(1, "a, line 2", "bad", "bad: \ud800 <"), SkippedRow(1, "a, line 2", "bad", "bad")])
     assert json.loads((tmp_path / "rejects.jsonl").read_text()) == {
         "row": 1, "where": "a, line 2", "reason": "bad: \ud800 <"
     }  # fmt: skip
@@ -143,4 +144,4 @@ def test_inspect_tells_people_what_is_worth_knowing_about_the_data(
 def test_a_list_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     rejects = RejectsFile(tmp_path / "gone" / "rejects.jsonl")
     with pytest.raises(SaveError, match=r"rejects\.jsonl cannot be written: No such file"):
-        rejects.write([Rejected(0, "a.jsonl, line 1", "a bad row", "it is bad")])
+        rejects.write([SkippedRow(0, "a.jsonl, line 1", "a bad row", "it is bad")])

@@ -17,10 +17,10 @@ from support.paths import ROOT
 from support.rows import conversation_row
 
 from mtr.errors import UserError
-from mtr.recipe.sections import load_recipe
+from mtr.files import replace_file
+from mtr.recipe.loading import load_recipe
 from mtr.training.checkpoint import find_checkpoint, find_damage
 from mtr.training.loop import Summary, train
-from mtr.training.metrics import replace_file
 from mtr.training.setup import step_seed
 
 Recipes = Callable[..., Path]

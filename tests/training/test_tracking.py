@@ -14,7 +14,7 @@ import pytest
 from support.rows import conversation_row
 
 from mtr.errors import UserError
-from mtr.recipe.sections import load_recipe
+from mtr.recipe.loading import load_recipe
 from mtr.training.loop import train
 from mtr.training.tracking import check_trackers, start_tracking, track
 

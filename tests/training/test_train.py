@@ -16,7 +16,7 @@ from support.paths import QUICKSTART
 
 import mtr.prepare.builder
 import mtr.training.loop
-from mtr.recipe.sections import load_recipe
+from mtr.recipe.loading import load_recipe
 from mtr.training.loop import Summary, train
 from mtr.tree.batch import Batch, build_batch
 from mtr.tree.packing import Pack

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
-from mtr.attention.interface import FLEX_BLOCK, Backend, HeadShapes, TreeAttention, attend, head_shapes
+from mtr.attention.interface import FLEX_BLOCK, attend
+from mtr.attention.layers import HeadShapes, head_shapes
+from mtr.attention.masks import Backend, TreeAttention
 from mtr.attention.varlen import MAX_HEAD_SIZE
-from mtr.errors import UserError
+from mtr.errors import UserError, one_line
 from mtr.tree.mask import Span, Tree
 
 log = logging.getLogger("mtr")
@@ -146,4 +148,4 @@ def activate_flash_attention() -> None:
     try:
         attention.activate_flash_attention_impl(name)
     except (ImportError, RuntimeError, ValueError, AttributeError) as error:
-        log.info("note       %s is installed and cannot be used: %s", name, " ".join(str(error).split())[:200])
+        log.info("note       %s is installed and cannot be used: %s", name, one_line(error, 200))

@@ -16,8 +16,7 @@ model would make itself, and picks the mask of its layer:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,55 +24,19 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from mtr.attention.flex import flex_tree_attention
+from mtr.attention.masks import TreeAttention
+from mtr.attention.model_parts import base_model
 from mtr.attention.segment import segment_attention
 from mtr.attention.varlen import varlen_attention
 from mtr.errors import UserError
-from mtr.tree.mask import FULL, Span, Tree, block_mask, dense_mask
+from mtr.tree.mask import Span, Tree, block_mask, dense_mask
 from mtr.tree.plan import tile_plan, varlen_plan
 
-Backend = Literal["flex", "varlen", "segment", "sdpa", "eager"]
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
 IMPLEMENTATION = "mtr_tree"
 """The name under which transformers knows the attention function."""
 
-_EXACT_LAYERS = {"full_attention": "full", "sliding_attention": "sliding", "chunked_attention": "chunked"}
 FLEX_BLOCK = 128
 """Queries and keys of a block of the block mask; packs for flex are padded to a multiple of it."""
-
-
-class TreeAttention:
-    """The masks of one pack for all layers, each made once and only if asked for."""
-
-    def __init__(self, tree: Tree, spans: list[Span], backend: Backend) -> None:
-        self.tree = tree
-        self.spans = spans
-        self.backend = backend
-        self.calls = 0
-        self._made: dict[tuple[Any, ...], Any] = {}
-
-    def make(self, build: Callable[..., Any], *arguments: Any) -> Any:
-        key = (build, *arguments)
-        if key not in self._made:
-            self._made[key] = build(self.tree, *arguments)
-        return self._made[key]
-
-
-class HeadShapes(NamedTuple):
-    """What one layer's attention is given: heads and head sizes of queries and keys, and of values."""
-
-    heads: int
-    key_heads: int
-    key_size: int
-    value_size: int
-
-
-def head_shapes(config: Any) -> HeadShapes:
-    """From a text model's config; with latent attention (MLA) keys and values as they are after their expansion."""
-    heads: int = config.num_attention_heads
-    size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-    if latent := getattr(config, "qk_nope_head_dim", None):
-        return HeadShapes(heads, heads, latent + config.qk_rope_head_dim, getattr(config, "v_head_dim", None) or size)
-    return HeadShapes(heads, getattr(config, "num_key_value_heads", None) or heads, size, size)
 
 
 def attend(
@@ -161,42 +124,11 @@ def _additive_mask(tree: Tree, span: Span, dtype: torch.dtype) -> Tensor:
 AttentionInterface.register(IMPLEMENTATION, _attend)
 
 
-def layer_spans(config: Any) -> list[Span]:
-    """How far each layer sees, from a text model's config. Assumes `refusal(config)` found nothing."""
-    window = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
-    types = getattr(config, "layer_types", None)
-    if not types:
-        return [Span("sliding", window) if window else FULL] * config.num_hidden_layers
-    sizes = {"full": 0, "sliding": window or 0, "chunked": getattr(config, "attention_chunk_size", None) or 0}
-    kinds = [_EXACT_LAYERS[kind] for kind in types]
-    return [Span(kind, sizes[kind]) if sizes[kind] else FULL for kind in kinds]  # type: ignore[arg-type]
+def use_own_attention(model: Any) -> None:
+    """Back to the model's own attention and causal mask, sdpa where it has it: generation, and the per-turn oracle."""
+    base = base_model(model)
+    base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
 
 
-def refusal(config: Any, max_length: int) -> str | None:
-    """Why a model could not be exact, from its config alone; None if nothing speaks against it.
-
-    What a config does not tell (a mixer that carries state, a mask that never arrives) `mtr.model.probe` finds.
-    """
-    if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder-decoder; only decoder-only models have turns as paths of a tree"
-    other = sorted(set(getattr(config, "layer_types", None) or []) - set(_EXACT_LAYERS))
-    if other:
-        return f"its layers of type {', '.join(other)} carry state along the row and ignore the mask"
-    if getattr(config, "alibi", False):
-        return "it uses ALiBi, which measures distance in the row and not in the conversation"
-    if getattr(config, "output_router_logits", False):
-        return "output_router_logits is on, and the auxiliary loss would see another token set; set it to false"
-    ropes = getattr(config, "rope_parameters", None) or {}
-    for rope in [ropes, *(value for value in ropes.values() if isinstance(value, dict))]:
-        kind = rope.get("rope_type")
-        limit: int = (
-            rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None) or 0
-        )
-        if kind in ("dynamic", "longrope") and max_length > limit:
-            return (
-                f"its {kind} RoPE depends on the longest position of the batch beyond {limit}; "
-                f"set sequence.max_length to at most {limit}"
-            )
-    return None
+def use_tree_attention(model: Any) -> None:
+    base_model(model).set_attn_implementation(IMPLEMENTATION)

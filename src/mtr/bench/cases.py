@@ -23,31 +23,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtr.attention.choice import activate_flash_attention, choose_backends, pad_to_multiple_of, usable_backends
-from mtr.attention.interface import Backend
+from mtr.attention.choice import activate_flash_attention, choose_backends, fastest, pad_to_multiple_of, usable_backends
+from mtr.attention.interface import use_own_attention, use_tree_attention
+from mtr.attention.masks import Backend
+from mtr.attention.model_parts import base_model, decoder, text_config
 from mtr.bench.synthetic import Shape, make_views
+from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.checks.verify import first_views, without_dropout
 from mtr.errors import UserError
 from mtr.model.device import peak_memory, pick_device, reset_peak_memory
 from mtr.model.flops import FlopCounter, device_matrix_rate
 from mtr.model.kernels import compile_layers, use_liger_kernel
-from mtr.model.loading import (
-    OutputHead,
-    TreeModel,
-    base_model,
-    decoder,
-    load_model,
-    load_renderer,
-    load_tokenizer,
-    text_config,
-    use_own_attention,
-    use_tree_attention,
-)
+from mtr.model.loading import load_model
 from mtr.model.loss import weighted_nll
 from mtr.model.memory import checkpoint_activations, choose_checkpointing
+from mtr.model.tree_model import OutputHead, TreeModel
 from mtr.prepare.builder import Builder
 from mtr.recipe.sections import Recipe
-from mtr.training.metrics import environment
+from mtr.training.environment import environment
 from mtr.tree.batch import Batch, build_batch
 from mtr.tree.layout import Layout, View
 from mtr.tree.packing import build_packs, merge_conversations
@@ -157,7 +150,8 @@ class Bench:
             activate_flash_attention()
         kept = training.checkpointing
         if kept == "auto":
-            kept = choose_checkpointing(TreeModel(self.model, *self.asked[0]), self.device, recipe.sequence.budget)
+            tree_model = TreeModel(self.model, *self.asked[0], choose=fastest)
+            kept = choose_checkpointing(tree_model, self.device, recipe.sequence.budget)
         else:
             checkpoint_activations(self.model, kept)
         self.counter = FlopCounter(self.model)

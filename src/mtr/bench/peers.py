@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
+from mtr.attention.interface import use_own_attention
 from mtr.bench.synthetic import make_tokenizer
 from mtr.errors import UserError
-from mtr.model.loading import use_own_attention
 from mtr.recipe.sections import Recipe
 from mtr.tree.layout import View
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtr.chat.rendering import Renderer
-from mtr.data.conversation import parse_row
-from mtr.prepare.builder import weigh
+from mtr.data.parsing import parse_row
+from mtr.prepare.views import weigh
 from mtr.tree.layout import View
 
 TEMPLATE = """\

@@ -14,7 +14,6 @@ Prompt and completion are encoded apart, as a server does, without special token
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,56 +24,13 @@ from typing import Any, Literal
 from mtr.chat.comparison import Comparison
 from mtr.chat.completion import INLINE, PARTS, Tags, after_thinking, built, rendered, spell, split_inline, split_prompt
 from mtr.chat.encoding import Encoder
+from mtr.chat.expected import Own, _unsaid
 from mtr.chat.history import Before, History
+from mtr.chat.spelling import _SENTINEL, _marked, _with_text_arguments
 from mtr.chat.template import RefusedError, Template
 from mtr.chat.trials import find
+from mtr.chat.turn import INLINE_HISTORY, NOT_GENERATED, NOT_LAST, WEIGHT_ZERO, Turn
 from mtr.data.conversation import THINKING_KEYS, Conversation, Message
-
-_SENTINEL = "\ue000own text\ue001"
-NOT_GENERATED = "no message comes before it, so inference never generates it"
-WEIGHT_ZERO = "the message says so (weight 0)"
-NOT_LAST = "train_on is last, and this is not the last turn"
-CHOSEN = (NOT_GENERATED, WEIGHT_ZERO, NOT_LAST)
-"""Reasons that the data or the recipe gives; every other one is a loss."""
-INLINE_HISTORY = (
-    "earlier thinking stands inline, which the template treats otherwise than thinking in a field; "
-    "thinking: {history: respell} moves it there"
-)
-"""A note about a turn that loses nothing."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One assistant message in its inference context. Ids are empty where rendering failed."""
-
-    turn: int
-    message_index: int
-    prompt_ids: tuple[int, ...] = ()
-    completion_ids: tuple[int, ...] = ()
-    weight: float = 1.0
-    reason: str | None = None
-    """Why the turn is not trained; None when it is."""
-    notes: tuple[str, ...] = ()
-    """What the template dropped without making the turn wrong."""
-
-    @property
-    def trained(self) -> bool:
-        return self.reason is None
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
-
-
-@dataclass(frozen=True)
-class Own:
-    """What one assistant message must say."""
-
-    message: Message
-    thinking: str
-    response: str
-    spelling: str | None
-    """Where the data has the thinking."""
 
 
 @dataclass(frozen=True)
@@ -358,68 +314,3 @@ class Renderer:
 
     def _is_inline(self, message: Message) -> bool:
         return message.role == "assistant" and self.own(message).spelling == INLINE
-
-
-def _function(call: Any) -> Any:
-    return call.get("function", call)
-
-
-def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    function = dict(_function(call))
-    if not isinstance(function.get("arguments"), str):
-        function["arguments"] = json.dumps(function.get("arguments", {}), ensure_ascii=False)
-    return {**call, "function": function} if "function" in call else function
-
-
-def _marked(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with every text of its own replaced by a sentinel."""
-    marked = dict(message)
-    for key in ("content", *THINKING_KEYS):
-        if isinstance(marked.get(key), list):
-            marked[key] = [{**part, part["type"]: _SENTINEL} for part in marked[key]]
-        elif marked.get(key):
-            marked[key] = _SENTINEL
-    calls = []
-    for call in marked.get("tool_calls") or []:
-        function = {**_function(call), "name": _SENTINEL}
-        calls.append({**call, "function": function} if "function" in call else function)
-    if calls:
-        marked["tool_calls"] = calls
-    return marked
-
-
-def _unsaid(text: str, own: Own) -> str:
-    """What the text lacks of the response and the calls, or nothing."""
-    calls = own.message.tool_calls
-    for call in calls:
-        name = _function(call)["name"]
-        wanted = sum(_function(other)["name"] == name for other in calls)
-        if text.count(name) < wanted:
-            some = any(_function(other)["name"] in text for other in calls)
-            return "the template drops a parallel tool call" if some else "the template drops its tool call"
-        if not all(_holds(text, argument) for argument in _texts(_function(call).get("arguments"))):
-            return "the template drops an argument of its tool call"
-    if not calls and own.response not in text:
-        return "the template does not render its response whole"
-    return ""
-
-
-def _texts(arguments: Any) -> Iterator[str]:
-    """Every key and text in the arguments of a tool call."""
-    if isinstance(arguments, Mapping):
-        for key, value in arguments.items():
-            yield str(key)
-            yield from _texts(value)
-    elif isinstance(arguments, list):
-        for value in arguments:
-            yield from _texts(value)
-    elif isinstance(arguments, str):
-        yield arguments
-
-
-def _holds(completion: str, text: str) -> bool:
-    """Whether a text stands there as it is, or as JSON or Python write it."""
-    if text.strip() in completion:
-        return True
-    spelled = (json.dumps(text, ensure_ascii=False), json.dumps(text), repr(text))
-    return any(way[1:-1].strip() in completion for way in spelled)

@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta, nodes
 
-from mtr.errors import UserError
+from mtr.errors import UserError, one_line
 from mtr.recipe.sections import RESERVED_ARGUMENTS
 
 _GENERATION_TAG = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
@@ -82,7 +82,7 @@ class Template:
                 **dates,
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            raise RefusedError(f"the chat template refuses it: {' '.join(str(error).split())}") from None
+            raise RefusedError(f"the chat template refuses it: {one_line(error, 10_000)}") from None
         assert isinstance(text, str)
         return text
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from mtr.chat.completion import PARTS
 from mtr.chat.findings import Findings, Stop, spelled
-from mtr.chat.rendering import CHOSEN, INLINE_HISTORY, Renderer, Turn
-from mtr.data.conversation import Conversation, parse_row
-from mtr.data.rejects import Rejected
+from mtr.chat.rendering import Renderer
+from mtr.chat.turn import CHOSEN, INLINE_HISTORY, Turn
+from mtr.data.conversation import Conversation, SkippedRow
+from mtr.data.parsing import parse_row
 
 _TOOL = {
     "type": "function",
@@ -171,14 +172,14 @@ def _forks(turns: Sequence[Turn]) -> bool:
     return False
 
 
-def audit_rows(renderer: Renderer, rows: Iterable[Conversation | Rejected], of_rows: int | None) -> DataReport:
+def audit_rows(renderer: Renderer, rows: Iterable[Conversation | SkippedRow], of_rows: int | None) -> DataReport:
     """Render every row as training would, and count what it makes of the turns; rows outside the limits are no loss."""
     counts = {name: Counter[str]() for name in ("refused", "chosen", "notes", "unreadable")}
     examples: dict[str, str] = {}
     number = turns = trained = 0
     for row in rows:
         number += 1
-        if isinstance(row, Rejected):
+        if isinstance(row, SkippedRow):
             if row.problem is not None:
                 counts["unreadable"][f"{row.where}: {row.problem}"] += 1
             continue

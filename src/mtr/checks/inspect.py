@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mtr.chat.rendering import Turn
+from mtr.chat.turn import Turn
 from mtr.data.conversation import Conversation
-from mtr.prepare.builder import Builder, weigh
+from mtr.prepare.builder import Builder
+from mtr.prepare.views import weigh
 from mtr.tree.layout import Layout, path_to
 from mtr.tree.packing import build_layouts
 

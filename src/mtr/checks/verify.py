@@ -12,21 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtr.attention.choice import choose_backends, pad_to_multiple_of
-from mtr.data.mixture import open_data
+from mtr.attention.choice import choose_backends, fastest, pad_to_multiple_of
+from mtr.attention.interface import use_own_attention, use_tree_attention
+from mtr.attention.model_parts import base_model, text_config
+from mtr.chat.loading import load_renderer, load_tokenizer
+from mtr.data.opening import open_data
 from mtr.errors import UserError
 from mtr.model.device import pick_device
-from mtr.model.loading import (
-    TreeModel,
-    base_model,
-    load_model,
-    load_renderer,
-    load_tokenizer,
-    text_config,
-    use_own_attention,
-    use_tree_attention,
-)
-from mtr.prepare.builder import Builder, weigh
+from mtr.model.loading import load_model
+from mtr.model.tree_model import TreeModel
+from mtr.prepare.builder import Builder
+from mtr.prepare.views import weigh
 from mtr.recipe.sections import Recipe
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import View
@@ -67,7 +63,7 @@ def verify(
     model.eval()
     fill_lora_b(model, recipe.training.seed)
     backends = choose_backends(recipe.model.attention, text_config(base_model(model).config), device, model.dtype)
-    tree_model = TreeModel(model, *backends)
+    tree_model = TreeModel(model, *backends, choose=fastest)
     weight_sum = sum(float(view.weights.sum()) for group in views for view in group)
 
     single_loss, single = _gradients(model, lambda: _single_pass(tree_model, recipe, views, weight_sum, device))

@@ -82,9 +82,10 @@ def merge(
     """Merge a run's adapter into its base model; checks that the merged model says what the adapter says."""
     with _errors():
         _quiet_libraries()
-        from mtr.cli.views import console, show_merge
-        from mtr.training.export import merge as merge_run
-        from mtr.training.export import push_to_hub as push
+        from mtr.cli.views import show_merge
+        from mtr.console import console
+        from mtr.training.hub import push_to_hub as push
+        from mtr.training.merge import merge as merge_run
 
         out = console(sys.stdout)
         folder = output or run / "merged"
@@ -108,7 +109,8 @@ def verify(
         loaded = _load(recipe, overrides)
         from mtr.checks.verify import TOLERANCE
         from mtr.checks.verify import verify as run
-        from mtr.cli.views import console, show_verification
+        from mtr.cli.views import show_verification
+        from mtr.console import console
 
         if dtype not in TOLERANCE:
             raise UserError(f"--dtype: {dtype!r} is not one of {', '.join(TOLERANCE)}")
@@ -171,7 +173,8 @@ def bench(
         from mtr.bench.cases import bench as run
         from mtr.bench.cases import sweep as run_sweep
         from mtr.bench.plot import plot as draw
-        from mtr.cli.views import console, show_bench, show_sweep
+        from mtr.cli.views import show_bench, show_sweep
+        from mtr.console import console
 
         options = Options(tuple(attention or ()), all_backends, random_weights, not no_padded, versus == "trl")
         if sweep:
@@ -212,18 +215,19 @@ def inspect(
     failed = False
     with _errors():
         loaded = _load(recipe, overrides)
+        from mtr.chat.loading import load_renderer, load_tokenizer
         from mtr.checks.inspect import check, describe, inspect_conversation
-        from mtr.cli.views import console, show_inspection
-        from mtr.data.rejects import Rejected
-        from mtr.model.loading import load_renderer, load_tokenizer
+        from mtr.cli.views import show_inspection
+        from mtr.console import console
+        from mtr.data.conversation import SkippedRow
+        from mtr.files import write_json
         from mtr.prepare.builder import Builder
-        from mtr.training.metrics import write_json
 
         tokenizer = load_tokenizer(loaded)
         builder = Builder(loaded, load_renderer(loaded, tokenizer))
         out = console(sys.stdout)
         for number, conversation in _conversations(loaded, None if every else index, notes=not (every or as_json)):
-            if isinstance(conversation, Rejected):
+            if isinstance(conversation, SkippedRow):
                 skipped = conversation.problem or conversation.reason
                 print(write_json(None, {"index": number, "where": conversation.where, "skipped": skipped}))
                 continue
@@ -256,11 +260,12 @@ def audit(
     with _errors():
         with_data = source.endswith((".yaml", ".yml")) or Path(source).is_file()
         loaded = _load(Path(source), overrides) if with_data else _load_tokenizer_only(source, overrides)
+        from mtr.chat.loading import load_renderer, load_tokenizer
         from mtr.checks.audit import audit as run
         from mtr.checks.audit import audit_rows
-        from mtr.cli.views import console, show_audit
-        from mtr.model.loading import load_renderer, load_tokenizer
-        from mtr.training.metrics import write_json
+        from mtr.cli.views import show_audit
+        from mtr.console import console
+        from mtr.files import write_json
 
         renderer = load_renderer(loaded, load_tokenizer(loaded))
         data = audit_rows(renderer, *_sample(loaded, rows)) if with_data and rows else None
@@ -274,7 +279,7 @@ def audit(
 
 
 def _load_tokenizer_only(name: str, overrides: list[str] | None) -> Recipe:
-    from mtr.recipe.sections import recipe_of_tokenizer
+    from mtr.recipe.loading import recipe_of_tokenizer
 
     recipe = recipe_of_tokenizer(name, overrides)
     _quiet_libraries()
@@ -283,7 +288,8 @@ def _load_tokenizer_only(name: str, overrides: list[str] | None) -> Recipe:
 
 def _sample(recipe: Recipe, most: int) -> tuple[Iterator[Any], int | None]:
     """Rows of data.train, evenly spaced, the bad ones told; and how many there are, None for a stream."""
-    from mtr.data.mixture import Mixture, open_data
+    from mtr.data.mixture import Mixture
+    from mtr.data.opening import open_data
 
     recipe = recipe.replace(data={"on_bad_row": "skip"})
     data = open_data(recipe.data, recipe.data.train)
@@ -295,7 +301,9 @@ def _sample(recipe: Recipe, most: int) -> tuple[Iterator[Any], int | None]:
 
 def _conversations(recipe: Recipe, index: int | None, notes: bool) -> Iterator[tuple[int, Any]]:
     """One row of data.train, or all of them; among all, those that training passes over say so."""
-    from mtr.data.mixture import Mixture, describe_data, open_data
+    from mtr.data.mixture import Mixture
+    from mtr.data.notes import describe_data
+    from mtr.data.opening import open_data
 
     data = open_data(recipe.data, recipe.data.train)
     for note in describe_data(data) if notes else ():
@@ -314,7 +322,7 @@ def _conversations(recipe: Recipe, index: int | None, notes: bool) -> Iterator[t
 
 
 def _replace_attention(recipe: Recipe, attention: str) -> Recipe:
-    from mtr.attention.interface import BACKENDS
+    from mtr.attention.masks import BACKENDS
 
     if attention not in BACKENDS:
         raise UserError(f"--attention: {attention!r} is not one of {', '.join(BACKENDS)}")
@@ -322,7 +330,7 @@ def _replace_attention(recipe: Recipe, attention: str) -> Recipe:
 
 
 def _load(path: Path, overrides: list[str] | None) -> Recipe:
-    from mtr.recipe.sections import load_recipe
+    from mtr.recipe.loading import load_recipe
 
     recipe = load_recipe(path, overrides)
     _quiet_libraries()
@@ -330,7 +338,7 @@ def _load(path: Path, overrides: list[str] | None) -> Recipe:
 
 
 def _emit(result: dict[str, Any], json_file: str | None) -> None:
-    from mtr.training.metrics import write_json
+    from mtr.files import write_json
 
     if json_file == "-":
         print(write_json(None, result))

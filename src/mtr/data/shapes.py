@@ -16,12 +16,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mtr.data.conversation import Conversation, from_json, kind, parse_row
+from mtr.data.conversation import Conversation
+from mtr.data.parsing import from_json, kind, parse_row
 from mtr.errors import RowError
 
 Shape = Literal["messages", "sharegpt", "prompt_completion", "instruction"]
-Format = Literal["auto", "messages", "sharegpt", "prompt_completion", "instruction"]
-"""What a recipe may say: a shape, or auto."""
 _SPEAKERS = {
     "system": "system",
     "human": "user",

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mtr.errors import RowError, UserError
+from mtr.errors import RowError, UserError, one_line
 from mtr.recipe.sections import Source
-from mtr.tree.layout import Ints
 
+Ints = NDArray[np.int64]
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _CHUNK = 1 << 24  # bytes read at a time while lines are found
@@ -167,7 +168,7 @@ def _open_arrow(path: Path, split: str) -> Table:
     try:
         saved = load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a readable Arrow folder: {_one_line(error)}") from None
+        raise UserError(f"{path}: not a readable Arrow folder: {one_line(error)}") from None
     if isinstance(saved, Dataset):
         return Table(str(path), saved)
     if split not in saved:
@@ -186,7 +187,7 @@ def _open_file(path: Path) -> Rows:
         if suffix in (".parquet", ".arrow") and not packed:
             return Table(str(path), _read_table(path, suffix))
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{path}: cannot be read: {_one_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
     kinds = ", ".join(_SUFFIXES)
     raise UserError(f"{path}: unknown kind of file; data files are {kinds} (text also {', '.join(_COMPRESSED)})")
 
@@ -228,7 +229,7 @@ def _read_table(path: Path, suffix: str) -> Any:
             return Dataset.from_file(str(path))
         return Dataset(pyarrow.parquet.read_table(path))
     except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: cannot be read: {_one_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -248,7 +249,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
             rows.append({name: cell for name, cell in zip(header, cells, strict=True) if cell})
         return rows
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {_one_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
 
 
 def _open_hub(source: Source, streaming: bool) -> Any:
@@ -257,17 +258,13 @@ def _open_hub(source: Source, streaming: bool) -> Any:
     try:
         data = load_dataset(source.path, source.name, split=source.split, revision=source.revision, streaming=streaming)
     except Exception as error:  # the Hub client raises its own kinds
-        raise UserError(f"data: {source.path} is no file here, and the Hub says: {_one_line(error)}") from None
+        raise UserError(f"data: {source.path} is no file here, and the Hub says: {one_line(error)}") from None
     return data if streaming else Table(source.path, data)
 
 
 def _suffix(path: Path) -> str | None:
     name = path.name.removesuffix(path.suffix) if path.suffix in _COMPRESSED else path.name
     return next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _line_starts(file: Any) -> tuple[Ints, Ints | None]:

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtr.attention.interface import head_shapes, layer_spans
-from mtr.model.loading import base_model, decoder, text_config
+from mtr.attention.layers import head_shapes, layer_spans
+from mtr.attention.model_parts import base_model, decoder, text_config
 from mtr.tree.batch import Batch
 from mtr.tree.layout import Ints, Layout, count_pairs
 from mtr.tree.mask import Span

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mtr.attention.model_parts import base_model, decoder
 from mtr.errors import UserError
-from mtr.model.loading import base_model, decoder
 
 
 def compile_layers(model: Any, backend: str = "inductor") -> int:

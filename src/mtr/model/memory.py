@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from mtr.attention.choice import pad_to_multiple_of
+from mtr.attention.model_parts import base_model, text_config
 from mtr.errors import UserError
 from mtr.model.device import available_memory, peak_memory, reset_peak_memory
-from mtr.model.loading import TreeModel, base_model, text_config
+from mtr.model.tree_model import TreeModel
 from mtr.recipe.sections import Checkpointing
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import View, merge

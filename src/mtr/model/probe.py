@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtr.errors import UserError
+from mtr.attention.interface import use_own_attention, use_tree_attention
+from mtr.errors import UserError, one_line
+from mtr.model.tree_model import TreeModel
+from mtr.tree.batch import build_batch
+from mtr.tree.layout import View, merge, path_to
+from mtr.tree.packing import Pack
 
 TOLERANCE = 1e-3
 """Relative to the largest hidden state or logit; right models stay below 5e-6, wrong ones above 9e-2."""
@@ -56,9 +61,10 @@ def _check(key: str, held: _Held, trust_remote_code: bool) -> None:
     except UserError as error:
         raise UserError(f"{config.model_type} models cannot be trained exactly: {error}") from None
     except Exception as error:  # whatever a strange architecture raises, it has not been shown to be exact
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = one_line(error)
+        kind = type(error).__name__
         raise UserError(
-            f"{config.model_type} models cannot be shown to be exact: the probe of a small one fails ({reason})"
+            f"{config.model_type} models cannot be shown to be exact: the probe of a small one fails ({kind}: {reason})"
         ) from error
     if difference > TOLERANCE:
         raise UserError(
@@ -108,11 +114,6 @@ def shrink(config: Any) -> Any:
 def probe(config: Any, trust_remote_code: bool = False) -> float:
     """The largest relative difference of hidden states and logits between a tree and its paths run apart."""
     from transformers import AutoModelForCausalLM
-
-    from mtr.model.loading import TreeModel, use_own_attention, use_tree_attention
-    from mtr.tree.batch import build_batch
-    from mtr.tree.layout import View, merge, path_to
-    from mtr.tree.packing import Pack
 
     rng = np.random.default_rng(0)
     trunk, *tails = (rng.integers(0, _VOCABULARY, n) for n in (40, 30, 28, 20))

@@ -9,19 +9,14 @@ decides the mathematics of a run; the hardware only its speed.
 from __future__ import annotations
 
 import datetime
-import difflib
 import signal
-import types
-import typing
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from mtr.data.shapes import Format
-from mtr.errors import UserError
-
+Format = Literal["auto", "messages", "sharegpt", "prompt_completion", "instruction"]
+"""What a recipe may say: a shape, or auto."""
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -99,7 +94,7 @@ class Source(Section):
     """The shape of its rows; null: data.format."""
 
 
-def _as_sources(value: Any) -> Any:
+def as_sources(value: Any) -> Any:
     """`data.train: file.jsonl` is short for a list of one source."""
     if isinstance(value, (str, dict)):
         value = [value]
@@ -137,8 +132,8 @@ Column = Literal["conversations", "system", "prompt", "completion", "instruction
 
 
 class DataSection(Section):
-    train: Annotated[list[Source], BeforeValidator(_as_sources), Field(min_length=1)]
-    eval: Annotated[list[Source], BeforeValidator(_as_sources)] = []
+    train: Annotated[list[Source], BeforeValidator(as_sources), Field(min_length=1)]
+    eval: Annotated[list[Source], BeforeValidator(as_sources)] = []
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Hold back this share of data.train for evaluation. `eval: 0.05` is short for it."""
     format: Format = "auto"
@@ -364,231 +359,3 @@ class Recipe(Section):
         for section, keys in sections.items():
             raw[section] = {**(raw[section] or {}), **keys}
         return Recipe.model_validate(raw)
-
-
-_FREE_KEYS = (
-    "model.attention",
-    "data.eval",
-    "data.num_workers",
-    "data.rendering",
-    "data.on_bad_row",
-    "sequence.strategy",
-    "sequence.merge",
-    "sequence.max_tokens",
-    "sequence.on_oom",
-    "generation",
-    "training.output_dir",
-    "training.max_steps",
-    "training.gradient_checkpointing",
-    "training.torch_compile",
-    "training.use_liger_kernel",
-    "training.logging_steps",
-    "training.eval_steps",
-    "training.save_steps",
-    "training.save_total_limit",
-    "training.max_nonfinite_steps",
-    "training.load_best_at_end",
-    "training.early_stopping_patience",
-    "training.parallel",
-    "training.preempt_signal",
-    "training.on_save_error",
-    "training.report_to",
-    "training.push_to_hub",
-)
-"""Keys that cannot change the mathematics of a step: they may differ when a run is resumed."""
-
-
-def differing_keys(one: Recipe, other: Recipe) -> list[str]:
-    """Keys that decide the mathematics of a run and differ."""
-
-    def flat(value: Any, key: str = "") -> dict[str, Any]:
-        if key in _FREE_KEYS:
-            return {}
-        if not isinstance(value, dict):
-            return {key: value}
-        return {k: v for name, item in value.items() for k, v in flat(item, f"{key}.{name}".strip(".")).items()}
-
-    a, b = flat(one.model_dump()), flat(other.model_dump())
-    return [key for key in {**a, **b} if a.get(key) != b.get(key)]
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe, and 2026-01-31 stays the text it is."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _unique_keys(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
-    loader.flatten_mapping(node)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_keys)
-
-
-def _load_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader
-
-
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read, override and check a recipe; local paths in it become absolute.
-
-    A relative path of the model or the data is looked up in the working directory, then beside the recipe.
-
-    Raises:
-        UserError: the file, an override or a key is wrong; the message names it and the nearest known key.
-    """
-    path = Path(path)
-    try:
-        raw = _load_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections (model, data, training, ...)")
-    return _resolve_paths(_validated(raw, overrides, str(path)), path.resolve().parent)
-
-
-def recipe_of_tokenizer(name: str, overrides: list[str] | None = None) -> Recipe:
-    """A recipe that holds a tokenizer's folder or Hub id and nothing to train.
-
-    Raises:
-        UserError: an override or a key is wrong.
-    """
-    raw = {"model": {"name_or_path": name}, "data": {"train": "none"}, "training": {"output_dir": "none"}}
-    return _validated(raw, overrides, name)
-
-
-def _validated(raw: dict[str, Any], overrides: list[str] | None, name: str) -> Recipe:
-    data = raw.get("data")
-    if overrides and isinstance(data, dict):  # so that data.train.0.weight reaches into the short form
-        raw["data"] = data | {key: _as_sources(data[key]) for key in ("train", "eval") if key in data}
-    for override in overrides or []:
-        _apply_override(raw, override)
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(f"{name}: {_explain(error)}") from None
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"{override!r}: an override is written section.key=value")
-    try:
-        value = _load_yaml(text)
-    except yaml.YAMLError:
-        raise UserError(f"{override!r}: the value is not valid YAML; quote it") from None
-    *parents, last = key.split(".")
-    at: Any = raw
-    for part in parents:
-        if isinstance(at, list):
-            at = _item(at, part, override)
-        else:
-            if at.get(part) is None:
-                at[part] = {}
-            at = at[part]
-        if not isinstance(at, (dict, list)):
-            raise UserError(f"{override!r}: {part!r} holds a plain value, it has no keys")
-    if isinstance(at, list):
-        _item(at, last, override)
-        at[int(last)] = value
-    else:
-        at[last] = value
-
-
-def _item(items: list[Any], part: str, override: str) -> Any:
-    if not part.isdigit() or int(part) >= len(items):
-        raise UserError(f"{override!r}: {part!r} is no index of a list of {len(items)}")
-    return items[int(part)]
-
-
-def _explain(error: ValidationError) -> str:
-    """One line for all that is wrong, each with its key and the nearest known one."""
-    parts: list[str] = []
-    seen: set[str] = set()
-    for problem in error.errors(include_url=False):
-        keys = _keys_only([str(part) for part in problem["loc"]])
-        where = ".".join(keys) or "recipe"
-        if problem["type"] != "extra_forbidden" and where in seen:
-            continue  # the other branches of a union
-        seen.add(where)
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(keys[:-1])
-            near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            parts.append(f"unknown key {where!r}, {hint}")
-        elif problem["type"] == "missing":
-            parts.append(f"{where!r} is missing")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] in ("model_type", "model_attributes_type"):
-                message = "a section is a mapping of keys"
-            given = problem.get("input")
-            shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
-            parts.append(f"{where!r}: {message}{shown}")
-    return "; ".join(dict.fromkeys(parts))
-
-
-def _keys_only(location: list[str]) -> list[str]:
-    """A location without the names of union branches, which are no keys of the recipe."""
-    section: type[BaseModel] | None = Recipe
-    keys = []
-    for part in location:
-        if part.isdigit():
-            keys.append(part)
-        elif section is None:
-            break
-        else:
-            keys.append(part)
-            field = section.model_fields.get(part)
-            section = _section_in(field.annotation) if field else None
-    return keys
-
-
-def _known_keys(keys: list[str]) -> list[str]:
-    section: type[BaseModel] = Recipe
-    for key in keys:
-        if key.isdigit():
-            continue
-        section = _section_in(section.model_fields[key].annotation) or section
-    return list(section.model_fields)
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if isinstance(annotation, types.GenericAlias) or typing.get_origin(annotation) is not None:
-        annotations = typing.get_args(annotation)
-    else:
-        annotations = getattr(annotation, "__args__", ())
-    return next((found for a in annotations if (found := _section_in(a))), None)
-
-
-def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
-    def resolve(name: str) -> str:
-        if Path(name).expanduser().is_absolute():
-            return str(Path(name).expanduser())
-        for base in (Path.cwd(), folder):
-            if (base / name).exists() or (any(c in name for c in "*?[") and any(base.glob(name))):
-                return str(base / name)
-        return name
-
-    raw = recipe.model_dump()
-    raw["model"]["name_or_path"] = resolve(recipe.model.name_or_path)
-    if recipe.lora and recipe.lora.init_from:
-        raw["lora"]["init_from"] = resolve(recipe.lora.init_from)
-    for source in raw["data"]["train"] + raw["data"]["eval"]:
-        source["path"] = resolve(source["path"])
-    return Recipe.model_validate(raw)

@@ -8,9 +8,9 @@
       checkpoint-20/                                   the same weights, optimizer and schedule
         manifest.json                                  size and SHA-256 of every file in it
 
-There is no random state to save: each step seeds its own (see `mtr.training.loop`). A checkpoint is written under
-another name, flushed to the disk and renamed, and it is removed under another name too, so one that has its name was whole
-once. Whether it still is, the manifest tells: a damaged one is passed over for the one before it.
+There is no random state to save: each step seeds its own (see `mtr.training.loop`). A checkpoint is written under a
+temporary name, flushed to disk and renamed, and renamed again before it is removed, so a folder with its final name was
+complete once. Whether it still is, the manifest tells: a damaged checkpoint is skipped and the one before it is used.
 
 Tensors are stored whole, whatever processes they were spread over, so a run may go on with another number of them.
 """

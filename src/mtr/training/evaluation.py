@@ -13,9 +13,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from mtr.data.mixture import Mixture, Stream, open_data
+from mtr.data.mixture import Mixture
+from mtr.data.opening import open_data
+from mtr.data.stream import Stream
 from mtr.errors import UserError
-from mtr.prepare.builder import Builder, Counts, IndexedSteps, iterate_steps
+from mtr.prepare.builder import Builder
+from mtr.prepare.step import Counts
+from mtr.prepare.steps import IndexedSteps
+from mtr.prepare.workers import iterate_steps
 from mtr.recipe.sections import Recipe
 from mtr.training.processes import is_sharded, total
 from mtr.tree.packing import idle_pack

@@ -11,51 +11,16 @@ Exit codes of `mtr train` (see also `mtr.errors`):
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 
-from mtr.errors import DeviceMemoryError
+from mtr.errors import DeviceMemoryError, one_line
 from mtr.tree.batch import Batch
 from mtr.tree.packing import Pack, idle_pack, split_pack
-
-
-class StopSignals:
-    """SIGTERM, SIGINT and what the recipe adds: the first one asks the run to stop after its step, the second one
-    ends the process at once. Before there is anything to save the first one ends it, too.
-    """
-
-    def __init__(self, more: Sequence[str] = ()) -> None:
-        self.received: int | None = None
-        self.can_save = False
-        self._numbers = sorted({signal.SIGTERM, signal.SIGINT, *(signal.Signals[name] for name in more)})
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in self._numbers:
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            os.write(2, f"stopped at once by a second signal ({signal.Signals(number).name})\n".encode())
-            os._exit(128 + number)
-        self.received = number
-        if not self.can_save:
-            print(f"stopped by {signal.Signals(number).name} before the first step", file=sys.stderr)
-            raise SystemExit(128 + number)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -133,7 +98,7 @@ def is_write_error(error: Exception) -> bool:
 
 def save_problem(error: Exception, folder: Path) -> str:
     """Why something could not be written, with the room that is left."""
-    text = (getattr(error, "strerror", None) or " ".join(str(error).split()))[:200]
+    text = (getattr(error, "strerror", None) or one_line(error))[:200]
     try:
         free = shutil.disk_usage(folder).free
     except OSError:

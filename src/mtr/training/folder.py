@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mtr.errors import SaveError, UserError
-from mtr.recipe.sections import Recipe, differing_keys
+from mtr.files import replace_file, write_json
+from mtr.recipe.changes import differing_keys
+from mtr.recipe.loading import load_saved_recipe
+from mtr.recipe.sections import Recipe
 from mtr.training import checkpoint
+from mtr.training.environment import environment
 from mtr.training.faults import save_problem
-from mtr.training.metrics import MetricsFile, environment, replace_file, write_json
+from mtr.training.metrics import MetricsFile
 from mtr.training.playing import Played
 from mtr.training.state import Summary
 
@@ -38,7 +40,7 @@ def check_output_dir(
     saved_file = output_dir / "recipe.yaml"
     if good is None or not saved_file.exists():
         return recipe, None, []
-    saved = Recipe.model_validate(yaml.safe_load(saved_file.read_text(encoding="utf-8")))
+    saved = load_saved_recipe(saved_file)
     recipe = recipe.model_copy(update={"date": recipe.date or saved.date})
     if different := differing_keys(saved, recipe):
         raise UserError(

@@ -11,7 +11,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from mtr.recipe.sections import load_recipe
+from mtr.recipe.loading import load_recipe
 
 _GRACE = 600
 """Seconds that processes have to finish their step and save, once a signal came."""

@@ -20,11 +20,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mtr.errors import UserError
-from mtr.prepare.builder import Step
+from mtr.prepare.step import Step
 from mtr.recipe.sections import Recipe
-from mtr.training.faults import PackSplitter, StopSignals, is_out_of_memory
+from mtr.training.faults import PackSplitter, is_out_of_memory
 from mtr.training.processes import clip_gradients, gradients_meet, is_sharded, total
 from mtr.training.setup import Run
+from mtr.training.signals import StopSignals
 from mtr.training.state import Summary
 from mtr.tree.batch import Batch
 

@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import math
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mtr import __version__
 from mtr.errors import SaveError
-from mtr.model.device import device_name
-from mtr.prepare.builder import Counts
-
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
-
-
-def environment(seed: int, device: torch.device, num_processes: int, date: str) -> dict[str, Any]:
-    cuda = device.type == "cuda"
-    return {
-        "mtr": __version__,
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "device": device_name(device),
-        "cuda": torch.version.cuda if cuda else None,
-        "cpus": os.cpu_count(),
-        "num_processes": num_processes,
-        "seed": seed,
-        "date": date,
-    }
+from mtr.files import replace_file, write_json
+from mtr.prepare.step import Counts
 
 
 def throughput(counts: Counts, seconds: float) -> dict[str, Any]:
@@ -50,33 +26,6 @@ def throughput(counts: Counts, seconds: float) -> dict[str, Any]:
         "per_turn_tokens_per_second": counts.per_turn_tokens / seconds,
         "conversations_per_second": counts.conversations / seconds,
     }
-
-
-def write_json(path: Path | None, value: Any) -> str:
-    """Strict JSON, to a file (indented) or as one line: numbers that are not finite become null."""
-    text = json.dumps(_finite(value), indent=None if path is None else 2, ensure_ascii=False, allow_nan=False)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
-    return text
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Whole or not at all, whenever the process is killed."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class MetricsFile:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from mtr.attention.interface import use_own_attention, use_tree_attention
 from mtr.chat.rendering import Renderer
 from mtr.data.conversation import Conversation
-from mtr.model.loading import use_own_attention, use_tree_attention
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from mtr.attention.interface import layer_spans
+from mtr.attention.layers import layer_spans
+from mtr.attention.model_parts import base_model
 from mtr.errors import UserError
-from mtr.model.loading import TreeModel, base_model
+from mtr.model.tree_model import TreeModel
 from mtr.tree.packing import Cost
 
 _TIMEOUT = timedelta(hours=2)

@@ -22,37 +22,40 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 
-from mtr.attention.choice import choose_backends, pad_to_multiple_of
-from mtr.cli.views import RunDisplay
-from mtr.data.mixture import Mixture, Stream, describe_data, open_training_data
-from mtr.data.rejects import RejectsFile
+from mtr.attention.choice import choose_backends, fastest, pad_to_multiple_of
+from mtr.attention.interface import use_tree_attention
+from mtr.attention.model_parts import text_config
+from mtr.chat.loading import load_renderer, load_tokenizer
+from mtr.data.mixture import Mixture
+from mtr.data.notes import describe_data
+from mtr.data.opening import open_training_data
+from mtr.data.stream import Stream
 from mtr.errors import LostProcessError, NonFiniteError, SaveError, UserError, WorkerError
 from mtr.model.device import keep_freed_memory, peak_memory
 from mtr.model.flops import FlopCounter, device_matrix_rate
 from mtr.model.kernels import compile_layers, use_liger_kernel
-from mtr.model.loading import (
-    TreeModel,
-    adapted_modules,
-    compute_dtype,
-    load_config,
-    load_model,
-    load_renderer,
-    load_tokenizer,
-    text_config,
-    use_tree_attention,
-)
+from mtr.model.loading import compute_dtype, load_config, load_model
+from mtr.model.lora import adapted_modules
 from mtr.model.memory import checkpoint_activations, choose_checkpointing, fit_pack
-from mtr.prepare.builder import Builder, Counts, IndexedSteps, Step, StreamedSteps, iterate_steps
+from mtr.model.tree_model import TreeModel
+from mtr.prepare.builder import Builder
+from mtr.prepare.step import Counts, Step
+from mtr.prepare.steps import IndexedSteps, StreamedSteps
+from mtr.prepare.workers import iterate_steps
 from mtr.recipe.sections import Recipe
 from mtr.training import checkpoint
 from mtr.training.evaluation import evaluate, open_eval
-from mtr.training.export import push_to_hub, write_model_card
-from mtr.training.faults import PackSplitter, StopSignals, is_write_error, save_problem
+from mtr.training.export import write_model_card
+from mtr.training.faults import PackSplitter, is_write_error, save_problem
 from mtr.training.folder import begin_files, check_output_dir, write_played
+from mtr.training.hub import push_to_hub
 from mtr.training.metrics import throughput
 from mtr.training.optim import advance, build_optimizer, build_schedule
 from mtr.training.playing import exact_match, play
 from mtr.training.processes import build_accelerator, cost_of, everyones, highest, is_sharded, spread, start_processes
+from mtr.training.progress import RunDisplay
+from mtr.training.rejects import RejectsFile
+from mtr.training.signals import StopSignals
 from mtr.training.state import Summary
 from mtr.training.tracking import check_trackers, start_tracking, track
 
@@ -96,7 +99,7 @@ class Run:
         self.model.train()
         training = recipe.training
         self.accelerator = build_accelerator(self.model, training.parallel, training.report_to, training.output_dir)
-        tree_model = TreeModel(self.model, *backends)
+        tree_model = TreeModel(self.model, *backends, choose=fastest)
         self.fitted = self._fit_memory(tree_model)
         if self.fitted:
             self.builder = replace(self.builder, recipe=self.recipe)

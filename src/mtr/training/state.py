@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtr.prepare.builder import Counts
+from mtr.prepare.step import Counts
 
 
 @dataclass

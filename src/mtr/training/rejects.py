@@ -1,27 +1,13 @@
-"""Rows that are passed over, each with its reason, and the file that lists the bad ones."""
+"""rejects.jsonl: the bad rows of a run, each with its reason."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+from mtr.data.conversation import SkippedRow
 from mtr.errors import SaveError
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A row that is not trained: it is bad, or outside the recipe's limits."""
-
-    row: int | None
-    """Its number in the data, as `mtr inspect --index` counts; None in a stream."""
-    where: str
-    """File and row."""
-    reason: str
-    """What rows are counted by."""
-    problem: str | None = None
-    """What is wrong with this one; None for a row that is outside the limits."""
 
 
 class RejectsFile:
@@ -36,12 +22,12 @@ class RejectsFile:
             self._seen = {json.loads(line)["where"] for line in lines}
             path.write_text("".join(lines), encoding="utf-8")
 
-    def write(self, rejects: Iterable[Rejected]) -> None:
+    def write(self, rejects: Iterable[SkippedRow]) -> None:
         """
         Raises:
             SaveError: the disk is full, say.
         """
-        new: dict[str, Rejected] = {}
+        new: dict[str, SkippedRow] = {}
         for rejected in rejects:
             if rejected.problem is not None and rejected.where not in self._seen:
                 new.setdefault(rejected.where, rejected)

@@ -1,0 +1,47 @@
+"""One assistant message in its inference context, as token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NOT_GENERATED = "no message comes before it, so inference never generates it"
+
+
+WEIGHT_ZERO = "the message says so (weight 0)"
+
+
+NOT_LAST = "train_on is last, and this is not the last turn"
+
+
+CHOSEN = (NOT_GENERATED, WEIGHT_ZERO, NOT_LAST)
+"""Reasons that the data or the recipe gives; every other one is a loss."""
+
+
+INLINE_HISTORY = (
+    "earlier thinking stands inline, which the template treats otherwise than thinking in a field; "
+    "thinking: {history: respell} moves it there"
+)
+"""A note about a turn that loses nothing."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One assistant message in its inference context. Ids are empty where rendering failed."""
+
+    turn: int
+    message_index: int
+    prompt_ids: tuple[int, ...] = ()
+    completion_ids: tuple[int, ...] = ()
+    weight: float = 1.0
+    reason: str | None = None
+    """Why the turn is not trained; None when it is."""
+    notes: tuple[str, ...] = ()
+    """What the template dropped without making the turn wrong."""
+
+    @property
+    def trained(self) -> bool:
+        return self.reason is None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)

@@ -1,0 +1,171 @@
+"""TODO parsing"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from mtr.data.conversation import THINKING_KEYS, Conversation, Message
+from mtr.errors import RowError
+
+T = TypeVar("T")
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+_MOST_WEIGHT = 1e6
+
+
+def parse_row(row: Any, where: str, messages: str = "messages", tools: str = "tools") -> Conversation:
+    """Check one row and make a Conversation of it.
+
+    Raises:
+        RowError: names the row (`where`), the message, and what to mend.
+    """
+    if not isinstance(row, Mapping):
+        raise RowError(where, "a row is a JSON object", f", this is {kind(row)}")
+    listed = row.get(messages)
+    if listed is None:
+        found = ", ".join(map(str, row)) or "nothing"
+        raise RowError(
+            where, f"no {messages!r} column", f" (found: {found}); name yours in data.messages or data.columns"
+        )
+    listed = from_json(listed)
+    if not isinstance(listed, list) or not listed:
+        raise RowError(where, f"{messages!r} must be a non-empty list of messages", f", this is {kind(listed)}")
+    parsed = tuple(_parse_message(message, f"{where}, message {i}") for i, message in enumerate(listed))
+    if not any(message.role == "assistant" for message in parsed):
+        raise RowError(where, "no assistant message, so there is nothing to train", "; remove the row")
+    listed_tools = from_json(row.get(tools))
+    if listed_tools is not None and not (
+        isinstance(listed_tools, list) and all(isinstance(tool, Mapping) for tool in listed_tools)
+    ):
+        raise RowError(where, f"{tools!r} must be a list of tool schemas", f", this is {kind(listed_tools)}")
+    return Conversation(parsed, where, _encodable(listed_tools, where) or None, row)
+
+
+def _parse_message(message: Any, where: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise RowError(where, "a message is an object with role and content", f", this is {kind(message)}")
+    data = {key: value for key, value in message.items() if value is not None}
+    role = data.get("role")
+    if role is None and "from" in data:
+        raise RowError(
+            where,
+            "a ShareGPT message among OpenAI messages",
+            "; give ShareGPT rows a source of their own, with format: sharegpt",
+        )
+    if role not in ROLES:
+        raise RowError(where, "unknown role", f" {role!r:.80}; roles are {', '.join(ROLES)}")
+    weight = _pop_weight(data, where)
+    if "content" in data:
+        thinks = role == "assistant" and isinstance(data["content"], list)
+        data["content"] = _parts(data["content"], where) if thinks else _text(data["content"], where)
+        if isinstance(data["content"], list) and any(data.get(key) for key in THINKING_KEYS):
+            raise RowError(where, "thinking both in a field and in parts of the content", "; leave one out")
+    for key in THINKING_KEYS:
+        if key in data and not isinstance(data[key], str):
+            raise RowError(where, f"{key!r} must be text", f", this is {kind(data[key])}")
+        _encodable(data.get(key), where)
+    if calls := from_json(data.get("tool_calls")):
+        data["tool_calls"] = _encodable(_parse_calls(calls, where), where)
+    else:
+        data.pop("tool_calls", None)
+    if role == "assistant":
+        if "content" not in data and "tool_calls" not in data:
+            raise RowError(where, "an assistant message needs content or tool_calls")
+    elif "content" not in data:
+        raise RowError(where, f"a {role} message needs content")
+    return Message(data, weight)
+
+
+def _pop_weight(data: dict[str, Any], where: str) -> float:
+    weight = 1.0
+    for key in ("train", "weight", "loss", "loss_weight"):
+        if key not in data:
+            continue
+        value = data.pop(key)
+        if not isinstance(value, (bool, int, float)) or not 0 <= value <= _MOST_WEIGHT:
+            raise RowError(where, f"{key!r} must be true, false or a number from 0 to 1e6", f", got {value!r}")
+        weight *= float(value)
+    return weight
+
+
+def _text(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return _encodable(content, where)
+    if isinstance(content, list) and all(
+        isinstance(p, Mapping) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content
+    ):
+        return _encodable("".join(part["text"] for part in content), where)
+    raise RowError(where, "content must be text or a list of text parts", f", this is {kind(content)}")
+
+
+def _parts(content: list[Any], where: str) -> str | list[dict[str, str]]:
+    """Thinking and text, one part each; a string where there is no thinking."""
+    thoughts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "thinking"]
+    text = _text([part for part in content if part not in thoughts], where)
+    thinking = ""
+    for part in thoughts:
+        said = part.get("thinking")
+        if not isinstance(said, (str, list)):
+            raise RowError(where, "a thinking part needs its thinking as text", f", this is {kind(said)}")
+        thinking += _text(said, where)  # as Mistral's API has it, text parts again
+    if not thinking.strip():
+        return text
+    if content[: len(thoughts)] != thoughts:
+        raise RowError(where, "thinking parts come before the text", "; a turn thinks first")
+    said = [{"type": "text", "text": text}] if text else []
+    return [{"type": "thinking", "thinking": thinking}, *said]
+
+
+def _encodable(value: T, where: str) -> T:
+    """JSON can spell half of a surrogate pair, which is no text that a tokenizer takes."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise RowError(where, "not valid text", f": {error}; mend or remove the broken escape") from None
+    return value
+
+
+def _parse_calls(calls: Any, where: str) -> list[Any]:
+    if not isinstance(calls, list):
+        raise RowError(where, "tool_calls must be a list", f", this is {kind(calls)}")
+    parsed = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise RowError(where, "a tool call needs a function with a name", f", this is {kind(call)}")
+        function = dict(function)
+        if isinstance(function.get("arguments"), str):
+            try:
+                function["arguments"] = json.loads(function["arguments"] or "{}")
+            except (ValueError, RecursionError) as error:
+                detail = f" (those of {function['name']!r}: {error}); mend them"
+                raise RowError(where, "tool arguments are not valid JSON", detail) from None
+        parsed.append({**call, "function": function} if "function" in call else function)
+    return parsed
+
+
+def from_json(value: Any) -> Any:
+    """Lists stored as JSON text (common in Parquet and CSV) become lists."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def kind(value: Any) -> str:
+    """What a value is, in the words of a message to people."""
+    if isinstance(value, list):
+        kinds = sorted({str(p.get("type")) for p in value if isinstance(p, Mapping) and "type" in p})
+        return f"a list ({', '.join(kinds)} parts)" if kinds else "an empty list" if not value else "a list"
+    if isinstance(value, Mapping):
+        return f"an object with {', '.join(map(str, value)) or 'no keys'}"
+    if value is None:
+        return "null"
+    return f"{type(value).__name__} {value!r}"[:80]

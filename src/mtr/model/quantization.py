@@ -1,0 +1,41 @@
+"""Weights of 4 bits: made for QLoRA, expanded where a model is published in them."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from mtr.errors import UserError
+
+
+def four_bits(device: torch.device) -> dict[str, Any]:
+    """QLoRA's weights: NF4, quantisation constants quantised too, products in bfloat16.
+
+    Raises:
+        UserError: bitsandbytes is missing, or there is no CUDA device.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("model.load_in_4bit needs bitsandbytes: pip install 'mtr[qlora]'")
+    if device.type != "cuda":
+        raise UserError("model.load_in_4bit needs a CUDA device; this machine has none")
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def unquantised(config: Any) -> dict[str, Any]:
+    """gpt-oss is published in 4 bits, which have no backward: its weights are expanded on loading."""
+    quantisation = getattr(config, "quantization_config", None) or {}
+    if quantisation.get("quant_method") != "mxfp4":
+        return {}
+    from transformers import Mxfp4Config
+
+    return {"quantization_config": Mxfp4Config(dequantize=True)}

@@ -1,0 +1,74 @@
+"""What is wrong with a recipe, in one line for people."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from mtr.recipe.sections import Recipe
+
+
+def explain(error: ValidationError) -> str:
+    """One line for all that is wrong, each with its key and the nearest known one."""
+    parts: list[str] = []
+    seen: set[str] = set()
+    for problem in error.errors(include_url=False):
+        keys = _keys_only([str(part) for part in problem["loc"]])
+        where = ".".join(keys) or "recipe"
+        if problem["type"] != "extra_forbidden" and where in seen:
+            continue  # the other branches of a union
+        seen.add(where)
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(keys[:-1])
+            near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            parts.append(f"unknown key {where!r}, {hint}")
+        elif problem["type"] == "missing":
+            parts.append(f"{where!r} is missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] in ("model_type", "model_attributes_type"):
+                message = "a section is a mapping of keys"
+            given = problem.get("input")
+            shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
+            parts.append(f"{where!r}: {message}{shown}")
+    return "; ".join(dict.fromkeys(parts))
+
+
+def _keys_only(location: list[str]) -> list[str]:
+    """A location without the names of union branches, which are no keys of the recipe."""
+    section: type[BaseModel] | None = Recipe
+    keys = []
+    for part in location:
+        if part.isdigit():
+            keys.append(part)
+        elif section is None:
+            break
+        else:
+            keys.append(part)
+            field = section.model_fields.get(part)
+            section = _section_in(field.annotation) if field else None
+    return keys
+
+
+def _known_keys(keys: list[str]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for key in keys:
+        if key.isdigit():
+            continue
+        section = _section_in(section.model_fields[key].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if isinstance(annotation, types.GenericAlias) or typing.get_origin(annotation) is not None:
+        annotations = typing.get_args(annotation)
+    else:
+        annotations = getattr(annotation, "__args__", ())
+    return next((found for a in annotations if (found := _section_in(a))), None)

@@ -1,0 +1,40 @@
+"""Signals that end a run with a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, Self
+
+
+class StopSignals:
+    """SIGTERM, SIGINT and what the recipe adds: the first one asks the run to stop after its step, the second one
+    ends the process at once. Before there is anything to save the first one ends it, too.
+    """
+
+    def __init__(self, more: Sequence[str] = ()) -> None:
+        self.received: int | None = None
+        self.can_save = False
+        self._numbers = sorted({signal.SIGTERM, signal.SIGINT, *(signal.Signals[name] for name in more)})
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in self._numbers:
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os.write(2, f"stopped at once by a second signal ({signal.Signals(number).name})\n".encode())
+            os._exit(128 + number)
+        self.received = number
+        if not self.can_save:
+            print(f"stopped by {signal.Signals(number).name} before the first step", file=sys.stderr)
+            raise SystemExit(128 + number)
