@@ -1,13 +1,14 @@
-"""Kill a training run with SIGKILL again and again, resume it, and compare it with the run that nobody killed.
+"""Kill a training run with SIGKILL again and again, resume it, and compare the result with an uninterrupted run.
 
     python scripts/kill_test.py --kills 50 --json benchmarks/results/kill-50.json
 
-Runs of a small recipe (a mixture of two sources, shuffled, two data workers, an evaluation, a checkpoint after every
-step) are killed at random moments: anywhere, between steps, and while a checkpoint is being written. Each is resumed
-until it is done, and a new one is started, until there were so many kills. Every finished run must have the metrics
-(but for times and memory) and the weights of the reference, bit for bit. Exit code 1 if one has not.
+Runs of a small recipe (a mixture of two sources, shuffled, two data workers, evaluations, a checkpoint after every
+step) are killed at random moments: anywhere, during a step, and while a checkpoint is being written. Each run is
+resumed until it is done; then a new one is started, until the number of kills is reached. Every finished run must have
+the metrics (except times and memory) and the weights of the reference run, bit for bit. The exit code is 1 if one
+differs.
 
-Children are forked from a process that has imported everything and computed nothing, so a start takes a second.
+Child processes are forked from a process that has imported everything and computed nothing, so a start takes a second.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def write_recipe(folder: Path) -> Path:
 
 
 def start(recipe: Path) -> int:
-    """Fork a child that resumes the run; returns its process id."""
+    """Fork a child that resumes the run; return its process id."""
     child = os.fork()
     if child:
         return child
@@ -89,7 +90,7 @@ def ended(child: int) -> int | None:
 
 
 def kill_at(child: int, run: Path, kind: str, rng: random.Random) -> int | None:
-    """Wait for a moment of this kind and kill; returns the exit code if the run was done before."""
+    """Wait for a moment of this kind, then kill; return the exit code if the child ended before that."""
     if kind == "anywhere":
         until = time.monotonic() + rng.uniform(0.0, 3.0)
         while time.monotonic() < until:
@@ -121,7 +122,7 @@ def marks(run: Path, kind: str) -> Any:
 
 
 def result_of(run: Path) -> tuple[list[dict[str, Any]], bytes]:
-    """Metrics without times and memory, and the weights."""
+    """The metrics, without times and memory, and the weights."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [{k: v for k, v in line.items() if not any(word in k for word in TIMES)} for line in lines]
     return kept, (run / "adapter_model.safetensors").read_bytes()

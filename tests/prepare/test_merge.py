@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.trees import chats, check_layout, targets_of_layouts, targets_of_views, view
 
 from mtr.attention.interface import use_tree_attention
-from mtr.bench.cases import bench
+from mtr.bench.runs import bench
 from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.checks.verify import fill_lora_b, verify
 from mtr.data.mixture import Mixture

@@ -24,7 +24,8 @@ from mtr.data.parsing import parse_row
 from mtr.data.stream import Stream
 from mtr.errors import UserError
 from mtr.prepare.builder import Builder
-from mtr.prepare.step import Counts, Step
+from mtr.prepare.counts import Counts
+from mtr.prepare.step import Step
 from mtr.prepare.steps import IndexedSteps, StreamedSteps
 from mtr.prepare.views import fit_turns, weigh
 from mtr.prepare.workers import iterate_steps
@@ -254,9 +255,9 @@ def same(one: Step | UserError, other: Step | UserError) -> bool:
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_step_is_a_function_of_its_number(builder: Builder, shuffle: bool) -> None:
     data = opened(builder.recipe)
-    forward = IndexedSteps(builder, data, shuffle)
+    forward = IndexedSteps(builder.step, data, builder.recipe.training, shuffle)
     in_order = [forward[number] for number in range(9)]
-    other = IndexedSteps(builder, data, shuffle)
+    other = IndexedSteps(builder.step, data, builder.recipe.training, shuffle)
     for number in (8, 0, 4, 3, 7, 1, 8):
         assert same(other[number], in_order[number])
     assert not same(in_order[0], in_order[1])
@@ -279,7 +280,7 @@ def rows_of(steps: IndexedSteps, numbers: range) -> list[tuple[int, float, int]]
 
 
 def test_last_step_of_an_epoch_is_short_and_kept(builder: Builder) -> None:
-    steps = IndexedSteps(builder, opened(builder.recipe), shuffle=True)
+    steps = IndexedSteps(builder.step, opened(builder.recipe), builder.recipe.training, shuffle=True)
     assert steps.steps_per_epoch == 3
     assert rows_of(steps, range(6)) == [
         (2, 0.4, 2), (4, 0.8, 2), (5, 1.0, 1), (7, 1.4, 2), (9, 1.8, 2), (10, 2.0, 1),
@@ -287,7 +288,7 @@ def test_last_step_of_an_epoch_is_short_and_kept(builder: Builder) -> None:
 
 
 def test_epoch_takes_every_row(builder: Builder) -> None:
-    steps = IndexedSteps(builder, opened(builder.recipe), shuffle=True)
+    steps = IndexedSteps(builder.step, opened(builder.recipe), builder.recipe.training, shuffle=True)
     whole = builder.step(conversations(), 5, 1.0).counts
     for epoch in range(2):
         counts = Counts()
@@ -301,7 +302,7 @@ def test_epoch_takes_every_row(builder: Builder) -> None:
 def test_bad_row_comes_where_it_is_met(builder: Builder, write_rows: Callable[..., Path]) -> None:
     path = write_rows([*ROWS[:3], {"messages": []}, ROWS[4]], "bad.jsonl")
     data = opened(builder.recipe.replace(data={"train": [{"path": str(path)}]}))
-    steps = IndexedSteps(builder, data, shuffle=False)
+    steps = IndexedSteps(builder.step, data, builder.recipe.training, shuffle=False)
     assert isinstance(steps[0], Step)
     assert isinstance(steps[1], UserError)
     assert isinstance(steps[2], Step)
@@ -313,7 +314,7 @@ def test_bad_row_comes_where_it_is_met(builder: Builder, write_rows: Callable[..
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_iterate_steps_keeps_the_order(builder: Builder, workers: int) -> None:
-    steps = IndexedSteps(builder, opened(builder.recipe), shuffle=True)
+    steps = IndexedSteps(builder.step, opened(builder.recipe), builder.recipe.training, shuffle=True)
     taken = list(iterate_steps(steps, range(2, 6), workers))
     assert len(taken) == 4
     assert all(same(step, steps[number]) for number, step in zip(range(2, 6), taken, strict=True))
@@ -331,9 +332,11 @@ class Listed(Stream):
 
 def test_streamed_steps_are_the_indexed_ones(builder: Builder) -> None:
     """Without shuffling a stream gives the very steps of the file, the short last one included, from any start."""
-    indexed = IndexedSteps(builder, opened(builder.recipe), shuffle=False)
+    indexed = IndexedSteps(builder.step, opened(builder.recipe), builder.recipe.training, shuffle=False)
     for start in (0, 1, 3, 4):
-        streamed = StreamedSteps(builder, Listed(conversations()), shuffle=False, start=start)
+        streamed = StreamedSteps(
+            builder.step, Listed(conversations()), builder.recipe.training, shuffle=False, start=start
+        )
         numbers = range(start, start + 5)
         for number, step in zip(numbers, iterate_steps(streamed, numbers, 0), strict=True):
             ours, theirs = replace(step, epoch=0.0), indexed[number]
@@ -343,7 +346,9 @@ def test_streamed_steps_are_the_indexed_ones(builder: Builder) -> None:
 
 def test_empty_stream_is_an_error(builder: Builder) -> None:
     with pytest.raises(UserError, match="no rows"):
-        list(iterate_steps(StreamedSteps(builder, Listed([]), shuffle=False), range(2), 0))
+        list(
+            iterate_steps(StreamedSteps(builder.step, Listed([]), builder.recipe.training, shuffle=False), range(2), 0)
+        )
 
 
 def test_targets_of_a_step_are_the_completions(builder: Builder) -> None:

@@ -12,7 +12,7 @@ import torch
 import mtr.model.loading
 import mtr.model.tree_model
 import mtr.training.loop
-from mtr.cli import app as cli
+from mtr.__main__ import main
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -54,4 +54,4 @@ if __name__ == "__main__":
     kind, number = sys.argv.pop(1).split("=")
     {"out_of_memory": out_of_memory, "signalled": signalled, "killed": killed}[kind](int(number))
     sys.argv[0] = "mtr"
-    cli.main()
+    main()

@@ -120,7 +120,7 @@ def edit(run: Path, **keys: Any) -> None:
 def test_whole_weights_need_no_merging(trained: Trained, mtr: Mtr) -> None:
     code, _, err = mtr("merge", trained(lora=None, training={"learning_rate": 1e-4}))
     assert code == 2
-    assert "holds whole weights, so there is nothing to merge" in err
+    assert "holds full weights, so there is nothing to merge" in err
 
 
 def test_a_merge_that_changes_the_model_is_seen(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,10 +155,10 @@ def test_the_model_card_says_where_it_comes_from_and_no_path(
 
 
 def test_a_hub_model_is_named_in_the_card(tmp_path: Path) -> None:
-    from mtr.training.export import _front_matter
+    from mtr.training.model_card import front_matter
 
-    assert "base_model: Qwen/Qwen3-8B" in _front_matter("Qwen/Qwen3-8B", "peft")
-    assert not any("base_model" in line for line in _front_matter(str(tmp_path), "peft"))
+    assert "base_model: Qwen/Qwen3-8B" in front_matter("Qwen/Qwen3-8B", "peft")
+    assert not any("base_model" in line for line in front_matter(str(tmp_path), "peft"))
 
 
 class Hub:
@@ -181,7 +181,7 @@ def test_a_push_takes_the_result_and_nothing_else(
     Hub.calls = []
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     run = trained(training={"push_to_hub": "me/mine", "save_steps": 1})
-    assert "pushed     me/mine" in capsys.readouterr().err
+    assert "uploaded to me/mine" in capsys.readouterr().err
     (name, created), (_, uploaded) = Hub.calls
     assert (name, created["private"]) == ("me/mine", True)
     files = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()]
@@ -199,4 +199,4 @@ def test_a_push_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pa
             raise ConnectionError("no network")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Broken)
-    assert push_to_hub(tmp_path, "me/mine") == f"not pushed me/mine: no network; everything is in {tmp_path}"
+    assert push_to_hub(tmp_path, "me/mine") == f"not uploaded to me/mine: no network; everything is in {tmp_path}"

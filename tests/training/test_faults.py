@@ -26,21 +26,21 @@ import mtr.model.loading
 import mtr.model.tree_model
 import mtr.prepare.builder
 import mtr.training.checkpoint
-import mtr.training.evaluation
 import mtr.training.faults
-import mtr.training.loop
-import mtr.training.playing
+import mtr.training.generation
 import mtr.training.setup
 from mtr.chat.rendering import Renderer
 from mtr.errors import DeviceMemoryError, SaveError
+from mtr.prepare.steps import IndexedSteps
 from mtr.recipe.loading import load_recipe
+from mtr.training import export, loop
 from mtr.training.checkpoint import find_checkpoint
-from mtr.training.loop import Summary, train
+from mtr.training.loop import train
+from mtr.training.state import RunState
 from mtr.tree.batch import Batch, build_batch
 from mtr.tree.layout import View, merge
 from mtr.tree.packing import Pack
 
-run_module, train_module = mtr.training.setup, mtr.training.loop
 Recipes = Callable[..., Path]
 Mtr = Callable[..., tuple[int, str, str]]
 Patch = pytest.MonkeyPatch
@@ -74,27 +74,27 @@ def recipe(write_recipe: Recipes, write_rows: Callable[..., Path]) -> Recipes:
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
-def raise_at(monkeypatch: Patch, module: Any, name: str, number: int, call: int = 1) -> None:
+def raise_at(monkeypatch: Patch, owner: Any, name: str, number: int, call: int = 1) -> None:
     """The process gets a signal when a function is called for the `call`-th time."""
-    original, calls = getattr(module, name), iter(range(1, 1000))
+    original, calls = getattr(owner, name), iter(range(1, 1000))
 
     def signalled(*arguments: Any, **options: Any) -> Any:
         if next(calls) == call:
             os.kill(os.getpid(), number)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(module, name, signalled)
+    monkeypatch.setattr(owner, name, signalled)
 
 
 PHASES: dict[str, tuple[Any, str, int, int | None]] = {
     "loading": (mtr.training.setup, "load_model", 1, None),
-    "playing": (mtr.training.playing, "_generate", 1, None),
-    "in a step": (mtr.training.loop, "accumulate", 3, 3),
-    "clipping": (mtr.training.loop, "clip_gradients", 4, 4),
+    "generating": (mtr.training.generation, "_generate", 1, None),
+    "in a step": (loop, "accumulate", 3, 3),
+    "clipping": (loop, "clip_gradients", 4, 4),
     "saving": (mtr.training.checkpoint, "save_model", 1, 2),
     "syncing": (mtr.training.checkpoint, "_sync", 3, 2),
-    "evaluating": (mtr.training.evaluation, "iterate_steps", 1, 3),
-    "last evaluation": (mtr.training.evaluation, "iterate_steps", 2, 6),
+    "evaluating": (IndexedSteps, "first_epoch", 1, 3),
+    "last evaluation": (IndexedSteps, "first_epoch", 2, 6),
 }
 """Where, at which call, and the step whose checkpoint is left."""
 
@@ -118,7 +118,7 @@ def test_a_signal_in_any_phase_saves_and_the_run_goes_on(
     good, notes = find_checkpoint(run) if run.exists() else (None, [])
     assert (good and good.name, notes) == (saved and f"checkpoint-{saved}", [])
     if saved:
-        assert f"stopped by {signal.Signals(number).name} after step {saved}; go on with --resume" in err
+        assert f"stopped by {signal.Signals(number).name} after step {saved}; continue with --resume" in err
     else:
         assert "before the first step" in err or "after step 0" in err
     assert mtr("train", path, "--resume")[0] == 0
@@ -128,7 +128,7 @@ def test_a_signal_in_any_phase_saves_and_the_run_goes_on(
 
 
 def test_a_signal_in_the_export_lets_it_finish(recipe: Recipes, mtr: Mtr, monkeypatch: Patch, tmp_path: Path) -> None:
-    raise_at(monkeypatch, run_module, "write_model_card", signal.SIGTERM)
+    raise_at(monkeypatch, export, "write_model_card", signal.SIGTERM)
     assert mtr("train", recipe())[0] == 0
     assert (tmp_path / "run" / "README.md").exists()
 
@@ -137,7 +137,7 @@ def test_the_signal_of_a_scheduler_is_named_in_the_recipe(
     recipe: Recipes, mtr: Mtr, monkeypatch: Patch, tmp_path: Path
 ) -> None:
     path = recipe(training={"preempt_signal": "USR1"})
-    raise_at(monkeypatch, train_module, "accumulate", signal.SIGUSR1, 2)
+    raise_at(monkeypatch, loop, "accumulate", signal.SIGUSR1, 2)
     code, _, err = mtr("train", path)
     assert code == 128 + signal.SIGUSR1
     assert "stopped by SIGUSR1 after step 2" in err
@@ -188,20 +188,20 @@ def test_a_full_disk_stops_the_run_and_the_last_checkpoint_stays(
     assert code == 3
     assert "checkpoint-4 could not be written (No space left on device; " in err
     assert "MiB free" in err
-    assert "checkpoint-2 is the last good one. Make room, then go on with --resume" in err
+    assert "checkpoint-2 is the last good one. Free disk space, then continue with --resume" in err
     assert not list(run.glob(".checkpoint-*"))
     assert mtr("train", path, "--resume")[0] == 0
     assert [line["step"] for line in lines(run) if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_full_disk_is_passed_over_where_the_recipe_says_so(
+def test_a_run_continues_on_a_full_disk_where_the_recipe_says_so(
     recipe: Recipes, mtr: Mtr, monkeypatch: Patch, tmp_path: Path
 ) -> None:
     fail_at(monkeypatch, "save_file", 1)
     code, _, err = mtr("train", recipe(training={"on_save_error": "continue"}))
     assert code == 0
-    assert "warning    checkpoint-2 could not be written" in err
-    assert "there is none yet; going on" in err
+    assert "warning       checkpoint-2 could not be written" in err
+    assert "there is none yet; continuing" in err
     assert "1 checkpoints could not be written" in err
     assert find_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-6"
 
@@ -350,15 +350,15 @@ MEMORY: dict[str, Any] = {"data": {"eval": []}, "generation": {"conversations": 
 
 
 @pytest.fixture
-def one(recipe: Recipes, tmp_path: Path) -> Callable[..., tuple[Path, Summary]]:
-    def go(name: str, **sequence: Any) -> tuple[Path, Summary]:
+def one(recipe: Recipes, tmp_path: Path) -> Callable[..., tuple[Path, RunState]]:
+    def go(name: str, **sequence: Any) -> tuple[Path, RunState]:
         training = {"output_dir": str(tmp_path / name), "max_steps": 4, "conversations_per_step": 4}
         return tmp_path / name, train(load_recipe(recipe(**MEMORY, sequence=sequence, training=training)))
 
     return go
 
 
-def test_a_step_is_done_again_with_smaller_packs(one: Callable[..., tuple[Path, Summary]], monkeypatch: Patch) -> None:
+def test_a_step_is_done_again_with_smaller_packs(one: Callable[..., tuple[Path, RunState]], monkeypatch: Patch) -> None:
     """Also a single conversation is cut, and a pack that fails after others of its step costs none of their share."""
     whole, _ = one("whole", max_length=180, max_tokens=400)
     fitted = limit_memory(monkeypatch, 110, "forward")
@@ -370,7 +370,7 @@ def test_a_step_is_done_again_with_smaller_packs(one: Callable[..., tuple[Path, 
 
 
 def test_gradients_of_a_backward_that_failed_are_dropped(
-    one: Callable[..., tuple[Path, Summary]], monkeypatch: Patch
+    one: Callable[..., tuple[Path, RunState]], monkeypatch: Patch
 ) -> None:
     whole, _ = one("whole", max_length=180, max_tokens=400)
     backward = torch.Tensor.backward
@@ -449,7 +449,7 @@ def test_a_worker_that_dies_surfaces_with_its_row(
     code, _, err = mtr("train", recipe(**{**MEMORY, "data": {"eval": [], "shuffle": False, "num_workers": 1}}))
     assert code == 6
     assert "Traceback" not in err
-    assert f"a process that prepares data died at step 4, {tmp_path / 'rows.jsonl'}, line 7" in err
+    assert f"a data worker died at step 4, {tmp_path / 'rows.jsonl'}, line 7" in err
 
 
 def test_a_bug_in_a_worker_is_shown_with_its_row(recipe: Recipes, monkeypatch: Patch, tmp_path: Path) -> None:

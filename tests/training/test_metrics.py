@@ -14,7 +14,7 @@ import torch
 
 from mtr.files import write_json
 from mtr.model.device import peak_memory, reset_peak_memory
-from mtr.prepare.step import Counts
+from mtr.prepare.counts import Counts
 from mtr.training.environment import PACKAGES, environment
 from mtr.training.metrics import MetricsFile, throughput
 

@@ -20,10 +20,10 @@ import torch
 import yaml
 from support.paths import QUICKSTART, ROOT
 
+from mtr.model.flops import cost_of
 from mtr.recipe.loading import load_recipe
 from mtr.training.checkpoint import find_checkpoint
 from mtr.training.loop import train
-from mtr.training.processes import cost_of
 from mtr.tree.layout import View, merge
 from mtr.tree.packing import BY_TOKENS, Cost, build_packs, idle_pack, imbalance
 
@@ -90,7 +90,7 @@ def test_four_processes_then_two_then_one_are_one(few: Recipes, launch: Launch, 
     assert differs(tmp_path / "one", tmp_path / "many") < 1e-5
     busiest = [line["imbalance"] for line in lines(tmp_path / "many") if "loss" in line]
     assert busiest[2] == busiest[5] == 4.0, "one conversation for four processes"
-    assert "processes  the busiest one had" in done.stderr
+    assert "imbalance     the busiest process had" in done.stderr
     generated = [(folder / "generations.jsonl").read_text() for folder in (tmp_path / "one", tmp_path / "many")]
     assert generated[0] == generated[1]
 
@@ -98,7 +98,7 @@ def test_four_processes_then_two_then_one_are_one(few: Recipes, launch: Launch, 
     assert find_checkpoint(tmp_path / "many")[0] == tmp_path / "many" / "checkpoint-4"
     done = launch(recipe, 2, "--resume", "training.parallel=fsdp2")
     assert done.returncode == 0, done.stderr
-    assert "resumed    checkpoint-4" in done.stderr
+    assert "resumed       checkpoint-4" in done.stderr
     assert differs(tmp_path / "one", tmp_path / "many") < 1e-5
 
     train(load_recipe(recipe, ["training.max_steps=6"]), resume=True)
@@ -147,7 +147,7 @@ def test_a_process_that_fails_ends_all_with_its_reason(few: Recipes, launch: Lau
 def test_a_signal_to_one_process_stops_all_after_the_same_step(few: Recipes, launch: Launch, tmp_path: Path) -> None:
     done = launch(few("run"), 2, broken="signalled=2")
     assert "exitcode  : 143" in done.stderr
-    assert "stopped by SIGTERM after step 2; go on with --resume" in done.stderr
+    assert "stopped by SIGTERM after step 2; continue with --resume" in done.stderr
     assert find_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-2"
 
 

@@ -16,20 +16,21 @@ from support.rows import conversation_row
 from mtr.data.conversation import SkippedRow
 from mtr.errors import RowError, SaveError, UserError
 from mtr.recipe.loading import load_recipe
-from mtr.training.loop import Summary, train
+from mtr.training.loop import train
 from mtr.training.rejects import RejectsFile
+from mtr.training.state import RunState
 
 ROWS: list[Any] = [conversation_row(turns=1 + i % 3) for i in range(12)]  # 0, 3 and 6 are below the limit
 BAD = {2: {"messages": []}, 5: {"messages": [{"role": "bot", "content": "x"}]}, 9: {"id": 9}}
 for place, row in BAD.items():
     ROWS[place] = row
 
-Run = Callable[..., Summary]
+Run = Callable[..., RunState]
 
 
 @pytest.fixture
 def run(write_recipe: Callable[..., Path], write_rows: Callable[..., Path], tmp_path: Path) -> Run:
-    def go(resume: bool = False, rows: list[Any] = ROWS, **sections: Any) -> Summary:
+    def go(resume: bool = False, rows: list[Any] = ROWS, **sections: Any) -> RunState:
         data = {"train": str(write_rows(rows)), "on_bad_row": "skip", "filter": {"min_turns": 2}}
         training = {"max_steps": 3, **sections.get("training", {})}
         recipe = write_recipe(data={**data, **sections.get("data", {})}, training=training)
@@ -91,8 +92,8 @@ def test_when_every_row_is_passed_over_the_reasons_are_said(run: Run, tmp_path: 
 def test_the_summary_says_what_was_skipped(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run()
     said = capsys.readouterr().err
-    assert "skipped    1 rows: unknown role" in said
-    assert "skipped    3 rows: fewer turns than data.filter.min_turns (2)" in said
+    assert "skipped       1 rows: unknown role" in said
+    assert "skipped       3 rows: fewer turns than data.filter.min_turns (2)" in said
 
 
 def test_an_error_goes_through_a_worker_whole() -> None:

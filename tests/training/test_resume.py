@@ -20,8 +20,9 @@ from mtr.errors import UserError
 from mtr.files import replace_file
 from mtr.recipe.loading import load_recipe
 from mtr.training.checkpoint import find_checkpoint, find_damage
-from mtr.training.loop import Summary, train
-from mtr.training.setup import step_seed
+from mtr.training.feed import step_seed
+from mtr.training.loop import train
+from mtr.training.state import RunState
 
 Recipes = Callable[..., Path]
 SAME = ("step", "epoch", "loss", "grad_norm", "learning_rate", "position", "eval_loss", "num_tokens")
@@ -40,10 +41,10 @@ def weights(folder: Path) -> bytes:
 
 
 @pytest.fixture
-def go(write_recipe: Recipes, tmp_path: Path) -> Callable[..., tuple[Path, Summary]]:
+def go(write_recipe: Recipes, tmp_path: Path) -> Callable[..., tuple[Path, RunState]]:
     """`go("name", steps)` trains in that folder."""
 
-    def run(name: str, steps: int = 4, resume: bool = False, **sections: Any) -> tuple[Path, Summary]:
+    def run(name: str, steps: int = 4, resume: bool = False, **sections: Any) -> tuple[Path, RunState]:
         fixed = {"output_dir": str(tmp_path / name), "max_steps": steps, "gradient_checkpointing": False}
         training = {**fixed, "save_steps": 2, **sections.pop("training", {})}
         path = write_recipe(training=training, date="2026-01-31", **sections)
@@ -52,7 +53,7 @@ def go(write_recipe: Recipes, tmp_path: Path) -> Callable[..., tuple[Path, Summa
     return run
 
 
-Go = Callable[..., tuple[Path, Summary]]
+Go = Callable[..., tuple[Path, RunState]]
 
 
 def kill(*arguments: object) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def test_a_damaged_checkpoint_is_seen(go: Go, damage: Callable[[Path], None], wo
         find_checkpoint(folder)
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(go: Go, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(go: Go, capsys: pytest.CaptureFixture[str]) -> None:
     whole, _ = go("whole", 6)
     part, _ = go("part", 6)
     (part / "adapter_model.safetensors").unlink()
@@ -210,8 +211,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(go: Go, capsys: 
     capsys.readouterr()
     _, summary = go("part", 6, resume=True)
     said = capsys.readouterr().err
-    assert "note       checkpoint-6 is damaged (the content of training_state.safetensors has changed)" in said
-    assert "resumed    checkpoint-4" in said
+    assert "note          checkpoint-6 is damaged (the content of training_state.safetensors has changed)" in said
+    assert "resumed       checkpoint-4" in said
     assert summary.steps == 6
     assert trajectory(part) == trajectory(whole)
     assert find_damage(part / "checkpoint-6") is None, "it was written again"

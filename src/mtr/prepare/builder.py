@@ -2,8 +2,8 @@
 
     rows of the step -> Conversation -> [Turn] -> [View] -> [Layout] -> packs of every process -> own batches
 
-A step is built from its number alone. Every process builds it whole and keeps its own packs, so all know the sums
-of the step without asking each other, and no process waits for data that another one has.
+Every process builds every step completely and keeps its own packs. So all of them know the totals of the step without
+communication, and none waits for data that another one holds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from mtr.chat.rendering import Renderer
 from mtr.chat.turn import Turn
 from mtr.data.conversation import Conversation, SkippedRow
-from mtr.prepare.step import Counts, Step
+from mtr.prepare.counts import Counts
+from mtr.prepare.step import Step
 from mtr.prepare.views import fit_turns, weigh
 from mtr.recipe.sections import Recipe
 from mtr.tree.batch import Batch, build_batch
@@ -43,7 +44,9 @@ class Builder:
     def step(self, rows: Iterable[Conversation | SkippedRow], position: int, epoch: float) -> Step:
         """
         Args:
-            rows: of the whole step, those that are passed over included.
+            rows: of the whole step, skipped ones included.
+            position: rows consumed after the step.
+            epoch: epochs completed after the step.
         """
         counts = Counts()
         rejects: list[SkippedRow] = []
@@ -81,7 +84,7 @@ class Builder:
 
 
 def count_views(turns: Sequence[Turn], views: Sequence[View]) -> Counts:
-    """What one conversation adds to the counts of a step, its trees left out."""
+    """What one conversation adds to the counts of a step; tokens and trees are counted after merging."""
     return Counts(
         conversations=int(bool(views)),
         turns=len(views),

@@ -1,4 +1,4 @@
-"""From turns to weighted views."""
+"""Rendered turns become weighted views: too long ones cut or dropped, loss weights normalised as the recipe asks."""
 
 from __future__ import annotations
 

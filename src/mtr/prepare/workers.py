@@ -1,4 +1,9 @@
-"""Steps prepared in background processes."""
+"""Steps prepared in background processes.
+
+DataLoader workers build steps ahead of the device. Three things differ from a plain DataLoader: a bad row ends the run
+where its step is asked for and not where it was prepared; a worker that dies is reported with the row that it was
+preparing; signals that a scheduler sends to all processes of a job are left to the main process.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +25,9 @@ from mtr.prepare.step import Step
 from mtr.prepare.steps import IndexedSteps, StreamedSteps
 
 _DYING = 2.0
-
-
+"""Seconds to wait until a worker whose pipe broke can be seen to be dead."""
 _PREEMPTION = ("SIGUSR1", "SIGUSR2", "SIGHUP")
-"""Beside SIGTERM and SIGINT, what a scheduler may send to every process of a job."""
+"""Besides SIGTERM and SIGINT, what a scheduler may send to every process of a job."""
 
 
 def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_workers: int) -> Iterator[Step]:
@@ -46,7 +50,7 @@ def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_worke
         num_workers=num_workers if indexed else min(num_workers, 1),
         collate_fn=_same,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=partial(_quiet_worker, leaving),
+        worker_init_fn=partial(_start_worker, leaving),
     )
     prepared = _start_workers(loader)
     try:
@@ -63,7 +67,7 @@ def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_worke
 
 
 def _start_workers(loader: DataLoader[Step | UserError]) -> Iterator[Step | UserError]:
-    """A worker's death shall be told where its step is asked for, not wherever the main process happens to be."""
+    """Without DataLoader's SIGCHLD handler, which would raise wherever the main process happens to be."""
     before = signal.getsignal(signal.SIGCHLD)
     prepared = iter(loader)
     if signal.getsignal(signal.SIGCHLD) is not before:
@@ -72,19 +76,19 @@ def _start_workers(loader: DataLoader[Step | UserError]) -> Iterator[Step | User
 
 
 def _explain_worker(error: Exception, steps: IndexedSteps | StreamedSteps, number: int) -> Exception:
-    """A worker that died (killed, out of memory) is for people, an exception in it is a bug and stays what it is."""
+    """The death of a worker (killed, out of memory) as a WorkerError; any other exception in a worker is a bug."""
     broken = isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker (pid" in str(error)
     at = _lost_row(steps, patience=_DYING if broken else 0.0)
     if not (at or broken) or "Caught " in str(error):
         return error
     return WorkerError(
-        f"a process that prepares data died at {at or f'step {number + 1}'} "
+        f"a data worker died at {at or f'step {number + 1}'} "
         f"({one_line(error, 200)}); look for an out-of-memory kill, or lower data.num_workers"
     )
 
 
 def _lost_row(steps: IndexedSteps | StreamedSteps, patience: float) -> str:
-    """What a dead worker was at. Its pipes close before it can be seen to be dead, hence the patience, in seconds."""
+    """What a dead worker was preparing, waiting `patience` seconds for its death to become visible."""
     if not isinstance(steps, IndexedSteps):
         return ""
     until = time.monotonic() + patience
@@ -99,8 +103,8 @@ def _same(step: Any) -> Any:
     return step
 
 
-def _quiet_worker(leaving: Tensor, _: int) -> None:
-    """A scheduler signals every process of a job; only the main one acts on it, and ends its workers when it leaves."""
+def _start_worker(leaving: Tensor, _: int) -> None:
+    """Worker start-up: ignore a scheduler's signals; SIGTERM ends the worker once the main process is leaving."""
     torch.set_num_threads(1)
 
     def terminate(number: int, _: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and how it goes on from there.
+"""What a run writes to disk, and how it resumes from there.
 
     output_dir/
       adapter_config.json, adapter_model.safetensors   the PEFT adapter (all weights where there is no LoRA)
@@ -10,9 +10,9 @@
 
 There is no random state to save: each step seeds its own (see `mtr.training.loop`). A checkpoint is written under a
 temporary name, flushed to disk and renamed, and renamed again before it is removed, so a folder with its final name was
-complete once. Whether it still is, the manifest tells: a damaged checkpoint is skipped and the one before it is used.
+complete once. The manifest tells whether it still is: a damaged checkpoint is skipped and the one before it is used.
 
-Tensors are stored whole, whatever processes they were spread over, so a run may go on with another number of them.
+Tensors are stored unsharded, so a run may be resumed with another number of processes.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Content:
-    """All that a checkpoint holds, gathered from every process; on the others than the main one the tensors are left
-    out."""
+    """What a checkpoint holds, gathered from all processes; only the main process keeps the tensors."""
 
     weights: dict[str, Tensor]
     """Trainable parameters by name."""
@@ -60,10 +59,10 @@ class Content:
 
 
 def gather(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any, keep: bool = True) -> Content:
-    """Every process calls this together: tensors that are spread over processes are put together.
+    """A collective call: sharded tensors are gathered.
 
     Args:
-        keep: on the main process; the others take part and keep nothing.
+        keep: true on the main process; the others take part and keep nothing.
     """
     weights = {name: _whole(p, keep) for name, p in model.named_parameters() if p.requires_grad}
     state = optimizer.state_dict()
@@ -78,7 +77,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, weights: dict[str, Tens
     """The adapter (or the whole model) with its tokenizer and the original chat template.
 
     Args:
-        weights: trainable parameters by name, where the model holds only a share of them.
+        weights: trainable parameters by name, where the model holds only shards of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     given: dict[str, Any] = {}
@@ -98,10 +97,10 @@ def save_checkpoint(
     keep: int | None,
     best: int | None = None,
 ) -> Path:
-    """Write `checkpoint-{step}` whole or not at all, and remove those beyond `keep`.
+    """Write `checkpoint-{step}` completely or not at all, and remove the oldest beyond `keep`.
 
     Args:
-        best: a step whose checkpoint is kept beside the newest ones.
+        best: step of a checkpoint that is kept besides the newest ones.
     """
     final = output_dir / f"checkpoint-{step}"
     remove_partial(output_dir)
@@ -128,13 +127,13 @@ def save_checkpoint(
 
 
 def remove_partial(output_dir: Path) -> None:
-    """What a killed run left half written or half removed."""
+    """Remove what a killed run left half written or half deleted."""
     for folder in output_dir.glob(".checkpoint-*.partial"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_run(output_dir: Path) -> None:
-    """Remove what a run writes, and nothing else."""
+    """Remove the files that a run writes, and nothing else."""
     for _, folder in _checkpoints(output_dir)[::-1]:
         _remove(folder)
     remove_partial(output_dir)
@@ -165,7 +164,7 @@ def find_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
         notes.append(f"{folder.name} is damaged ({damage})")
     if notes:
         raise UserError(
-            f"{output_dir}: no good checkpoint: {'; '.join(notes)}. Restore one of them, or start anew with --overwrite"
+            f"{output_dir}: no good checkpoint: {'; '.join(notes)}. Restore one of them, or start over with --overwrite"
         )
     return None, []
 
@@ -188,7 +187,7 @@ def find_damage(folder: Path) -> str | None:
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any) -> dict[str, Any]:
-    """Put everything back as it was; returns the state that was saved with it.
+    """Restore weights, optimizer and schedule; returns the run's state that was saved with them.
 
     Raises:
         UserError: the checkpoint does not fit the model.
@@ -202,14 +201,14 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     for index, entries in saved["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                entries[key] = _spread_as(trained[index], value)
+                entries[key] = _sharded_like(trained[index], value)
     optimizer.load_state_dict(saved)
     schedule.load_state_dict(state.pop("schedule"))
     return state
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Put the trained parameters of a checkpoint into the model.
+    """Load the trained parameters of a checkpoint into the model.
 
     Raises:
         UserError: the checkpoint does not fit the model.
@@ -222,7 +221,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
             raise UserError(f"{folder}: does not fit the model (for example {strange}); is it another recipe's?")
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(_spread_as(parameter, file.get_tensor(name)))
+                parameter.copy_(_sharded_like(parameter, file.get_tensor(name)))
 
 
 def _whole(tensor: Tensor, keep: bool) -> Tensor:
@@ -232,8 +231,8 @@ def _whole(tensor: Tensor, keep: bool) -> Tensor:
     return tensor.detach()
 
 
-def _spread_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """A whole tensor, spread over the processes as the parameter is."""
+def _sharded_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A full tensor, sharded like the parameter if that is sharded."""
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         moved = value.to(parameter.device)
         return distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
@@ -241,7 +240,7 @@ def _spread_as(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def _remove(folder: Path) -> None:
-    """Under another name first: half of a checkpoint must not have the name of a whole one."""
+    """Renamed first: an incomplete checkpoint must not have the name of a complete one."""
     renamed = folder.with_name(f".{folder.name}.removed.partial")
     shutil.rmtree(renamed, ignore_errors=True)
     folder.rename(renamed)

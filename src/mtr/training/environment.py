@@ -1,4 +1,4 @@
-"""The environment that a run was made in."""
+"""environment.json: versions, hardware and seed of a run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenize
 
 
 def environment(seed: int, device: torch.device, num_processes: int, date: str) -> dict[str, Any]:
+    """What another person needs to know to repeat a run or a measurement."""
     cuda = device.type == "cuda"
     return {
         "mtr": __version__,

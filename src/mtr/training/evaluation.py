@@ -1,33 +1,35 @@
-"""The loss on held-out data, exact and by source, and which evaluation was the best.
+"""The loss on held-out data, exact and by source.
 
 eval_loss = sum(weight * nll) / sum(weight) over all of it, in the strategy of the recipe
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from mtr.data.mixture import Mixture
-from mtr.data.opening import open_data
-from mtr.data.stream import Stream
 from mtr.errors import UserError
-from mtr.prepare.builder import Builder
-from mtr.prepare.step import Counts
+from mtr.model.device import peak_memory
+from mtr.prepare.counts import Counts
 from mtr.prepare.steps import IndexedSteps
-from mtr.prepare.workers import iterate_steps
-from mtr.recipe.sections import Recipe
+from mtr.recipe.sections import TrainingSection
+from mtr.training.learner import Learner
+from mtr.training.log import RunLog
+from mtr.training.metrics import throughput
 from mtr.training.processes import is_sharded, total
-from mtr.tree.packing import idle_pack
+from mtr.training.state import Goal, RunState, is_due
+from mtr.training.stopping import Stopping
+from mtr.tree.batch import Batch
 
 
 @dataclass
-class Evaluation:
+class EvalResult:
     loss: float
     """In nats."""
     by_source: dict[str, float] = field(default_factory=dict)
@@ -35,35 +37,19 @@ class Evaluation:
     counts: Counts = field(default_factory=Counts)
 
 
-def open_eval(recipe: Recipe, held_back: Mixture | None = None) -> dict[str, Mixture]:
-    """The sources of `data.eval` by name, or what is held back of the training data; none if there is no evaluation.
-
-    Raises:
-        UserError: a source is bad, or a stream.
-    """
-    if held_back is not None:
-        return {"held back": held_back}
-    names = _names([source.path for source in recipe.data.eval])
-    opened = {}
-    for name, source in zip(names, recipe.data.eval, strict=True):
-        data = open_data(recipe.data, [source])
-        if isinstance(data, Stream):
-            raise UserError("data.eval: a Hub stream has no end; set data.streaming to false to evaluate on it")
-        opened[name] = data
-    return opened
-
-
 def evaluate(
     model: nn.Module,
-    builder: Builder,
-    sources: Mapping[str, Mixture],
+    sources: Mapping[str, IndexedSteps],
+    idle: Batch,
     accelerator: Accelerator,
     stop: Callable[[], bool],
-) -> Evaluation | None:
+) -> EvalResult | None:
     """The weighted mean over all evaluation data.
 
     Args:
-        stop: asked after each step, the same on all processes; the evaluation is then given up.
+        sources: by name; each one's first epoch is evaluated.
+        idle: what a process runs that has fewer packs than another one, where the model is sharded.
+        stop: asked after each step, with the same answer on all processes; the evaluation is then given up.
 
     Raises:
         UserError: no turn of it is trained.
@@ -72,14 +58,13 @@ def evaluate(
     model.eval()
     sums: dict[str, tuple[float, float]] = {}
     counts = Counts()
-    for name, data in sources.items():
+    for name, steps in sources.items():
         loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         weight_sum = 0.0
-        steps = IndexedSteps(builder, data, shuffle=False)
-        for step in iterate_steps(steps, range(steps.steps_per_epoch), num_workers=0):
+        for step in steps.first_epoch():
             batches = list(step.batches)
             if is_sharded(model):
-                batches += [builder.batch(idle_pack())] * (step.rounds - len(batches))
+                batches += [idle] * (step.rounds - len(batches))
             with torch.no_grad():
                 for batch in batches:
                     loss_sum += model(batch.to(accelerator.device)).detach()
@@ -95,12 +80,65 @@ def evaluate(
         raise UserError(f"data.eval: no turn is left to evaluate ({counts.reasons()})")
     by_source = {name: loss / weight for name, (loss, weight) in sums.items() if weight}
     loss = sum(loss for loss, _ in sums.values()) / whole
-    return Evaluation(loss, by_source if len(sums) > 1 else {}, counts)
+    return EvalResult(loss, by_source if len(sums) > 1 else {}, counts)
 
 
-def _names(paths: list[str]) -> list[str]:
-    """Short where that tells them apart."""
-    short = [Path(path).name for path in paths]
-    if len(set(short)) == len(short):
-        return short
-    return paths if len(set(paths)) == len(paths) else [f"{path} ({i})" for i, path in enumerate(paths, 1)]
+class Evaluation:
+    """Evaluates every `eval_steps` steps and at the end, and keeps the best loss in the run's state."""
+
+    def __init__(
+        self,
+        training: TrainingSection,
+        sources: Mapping[str, IndexedSteps],
+        idle: Batch,
+        learner: Learner,
+        state: RunState,
+        goal: Goal,
+        stopping: Stopping,
+        log: RunLog,
+    ) -> None:
+        self._every = training.eval_steps
+        self._sources = sources
+        self._idle = idle
+        self._learner = learner
+        self._state = state
+        self._goal = goal
+        self._stopping = stopping
+        self._log = log
+
+    def is_due(self) -> bool:
+        due = is_due(self._state.steps, self._every) or self._goal.is_reached(self._state)
+        return bool(self._sources) and due and self._state.evaluated_at < self._state.steps
+
+    def evaluate(self) -> None:
+        """The loss on `data.eval`; given up when a signal comes, and done when the run is resumed."""
+        began = time.perf_counter()
+        accelerator = self._learner.accelerator
+        result = evaluate(self._learner.tree_model, self._sources, self._idle, accelerator, self._stopping.agree)
+        if result is None:
+            return
+        self._keep(result)
+        state = self._state
+        line: dict[str, Any] = {"step": state.steps, "epoch": state.epoch, "eval_loss": result.loss}
+        line |= {"eval_loss_by_source": result.by_source} if result.by_source else {}
+        line |= throughput(result.counts, time.perf_counter() - began)
+        line |= {"peak_memory_bytes": peak_memory(accelerator.device)}
+        self._log.write("eval", line)
+        self._log.display.evaluated(line)
+        for reason, number in result.counts.skipped_rows.items():
+            self._log.note("skipped", f"{number:,} rows of the evaluation data: {reason}")
+        if self._goal.is_out_of_patience(state):
+            self._log.note(
+                "stopping",
+                f"eval loss has not improved in {state.evaluations_without_gain} evaluations; the lowest was "
+                f"{state.best_eval_loss:.4f} at step {state.best_step}",
+            )
+
+    def _keep(self, result: EvalResult) -> None:
+        state = self._state
+        state.eval_loss, state.eval_loss_by_source = result.loss, result.by_source
+        state.evaluated_at = state.steps
+        if state.best_eval_loss is None or result.loss < state.best_eval_loss:
+            state.best_eval_loss, state.best_step, state.evaluations_without_gain = result.loss, state.steps, 0
+        else:
+            state.evaluations_without_gain += 1

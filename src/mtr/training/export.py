@@ -1,83 +1,53 @@
-"""What others get from a run: one merged model, a model card, a push to the Hub.
-
-mtr merge RUN    base weights + adapter -> RUN/merged, a folder that plain transformers loads
-"""
+"""What a run leaves when it is done: weights, tokenizer and model card in output_dir, and on the Hub if asked for."""
 
 from __future__ import annotations
 
-import importlib.metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
-
-from mtr import __version__
+from mtr.errors import SaveError
 from mtr.recipe.sections import Recipe
-
-if TYPE_CHECKING:
-    from mtr.training.state import Summary
-
-_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
-
-
-# --- model card and Hub ---
-
-
-def write_model_card(output_dir: Path, recipe: Recipe, summary: Summary) -> None:
-    """README.md: what it was made from, with what, and how well it went. No path of the machine is in it."""
-    base, what = _shown(recipe.model.name_or_path), "LoRA adapter" if recipe.lora else "model"
-    rows = [("conversations", f"{summary.counts.conversations:,}"), ("turns", f"{summary.counts.turns:,}")]
-    rows += [("supervised tokens", f"{summary.counts.supervised_tokens:,}"), ("steps", f"{summary.steps:,}")]
-    rows += [("training loss, last step", f"{summary.loss:.4f}")] if summary.loss is not None else []
-    best = recipe.training.load_best_at_end and summary.best_eval_loss is not None
-    if summary.eval_loss is not None:
-        rows.append(("evaluation loss", f"{summary.best_eval_loss if best else summary.eval_loss:.4f}"))
-    if best:
-        rows.append(("taken from step", f"{summary.best_step:,}"))
-    else:
-        rows += [(f"evaluation loss, {name}", f"{loss:.4f}") for name, loss in summary.eval_loss_by_source.items()]
-    if len(summary.exact_match) == 2:
-        rows.append(("held-out turns answered exactly", "{:.1%} before, {:.1%} after".format(*summary.exact_match)))
-    sources = ", ".join(f"`{_shown(source.path)}`" for source in recipe.data.train)
-    held_out = ", ".join(f"`{_shown(source.path)}`" for source in recipe.data.eval) or "none"
-    card = [
-        *_front_matter(recipe.model.name_or_path, "peft" if recipe.lora else "transformers"),
-        f"# {output_dir.absolute().name}",
-        "",
-        f"A {what} of `{base}`, trained by mtr {__version__}: every turn in the context that inference gives it, in "
-        "one pass per conversation.",
-        "",
-        f"- base model: `{base}`" + (f", revision `{recipe.model.revision}`" if recipe.model.revision else ""),
-        f"- data: {sources}",
-        f"- evaluation data: {held_out}",
-        f"- versions: {', '.join(f'{name} {importlib.metadata.version(name)}' for name in _PACKAGES)}",
-        "",
-        "| result | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows),
-        "",
-        "## Recipe",
-        "",
-        "```yaml",
-        yaml.safe_dump(_without_paths(recipe.model_dump()), sort_keys=False, allow_unicode=True).strip(),
-        "```",
-        "",
-    ]
-    (output_dir / "README.md").write_text("\n".join(card), encoding="utf-8")
+from mtr.training import checkpoint
+from mtr.training.faults import is_write_error, save_problem
+from mtr.training.hub import push_to_hub
+from mtr.training.learner import Learner
+from mtr.training.log import RunLog
+from mtr.training.model_card import write_model_card
+from mtr.training.saving import Saving
+from mtr.training.state import RunState
 
 
-def _front_matter(base: str, library: str) -> list[str]:
-    known = [] if Path(base).is_absolute() else [f"base_model: {base}"]
-    return ["---", *known, f"library_name: {library}", "pipeline_tag: text-generation", "tags: [mtr]", "---", ""]
+class Export:
+    """The last act of a run."""
 
+    def __init__(self, recipe: Recipe, learner: Learner, state: RunState, saving: Saving, log: RunLog) -> None:
+        self._output_dir = state.output_dir
+        self._recipe = recipe
+        self._learner = learner
+        self._state = state
+        self._saving = saving
+        self._log = log
 
-def _shown(name: str) -> str:
-    return Path(name).name if Path(name).is_absolute() else name
+    def export(self) -> None:
+        """The best or the last weights go to output_dir.
 
+        Raises:
+            SaveError: they cannot be written.
+        """
+        self._saving.load_best()
+        content = self._saving.gather()
+        is_main = self._learner.accelerator.is_main_process
+        if is_main:
+            self._write(content)
+            self._log.flush()
+        self._log.display.end(self._state)
+        if self._recipe.training.push_to_hub and is_main:
+            self._log.note("Hub", push_to_hub(self._output_dir, self._recipe.training.push_to_hub))
+        self._learner.accelerator.wait_for_everyone()
 
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(item) for item in value]
-    return _shown(value) if isinstance(value, str) and Path(value).is_absolute() else value
+    def _write(self, content: checkpoint.Content) -> None:
+        try:
+            checkpoint.save_model(self._learner.model, self._learner.tokenizer, self._output_dir, content.weights)
+            write_model_card(self._output_dir, self._recipe, self._state)
+        except Exception as error:
+            if not is_write_error(error):
+                raise
+            problem = save_problem(error, self._output_dir)
+            raise SaveError(f"the result could not be written to {self._output_dir} ({problem})") from None

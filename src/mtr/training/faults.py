@@ -1,11 +1,11 @@
-"""What happens to real runs: signals, memory that does not hold a pack, disks that fill up.
+"""Faults of the machine: packs that do not fit in memory, disks that fill up.
 
 Exit codes of `mtr train` (see also `mtr.errors`):
 
     0  done                                          3  a checkpoint or a metrics line could not be written
     1  a bug                                         4  no finite loss or gradient in many steps in a row
-    2  the recipe, the data or the model has to be   5  a pack does not fit the device's memory
-       mended                                        6  a process died
+    2  the recipe, the data or the model has to be   5  a pack does not fit in the device's memory
+       fixed                                         6  a process died
     128 + n  stopped by signal n, with a checkpoint
 """
 
@@ -29,9 +29,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class PackSplitter:
-    """Keeps packs within what the device has been seen to hold.
+    """Keeps packs within what has been seen to fit in the device's memory.
 
-    A pack that did not fit is halved, and so is every later one of its size: which packs a step has changes no
+    A pack that did not fit is halved, and so is every later one of its size: how a step is packed does not change its
     gradient.
     """
 
@@ -39,8 +39,8 @@ class PackSplitter:
         """
         Args:
             on_oom: of the recipe.
-            rebuild: a pack becomes a batch.
-            process: who says so, where there are several.
+            rebuild: makes a batch of a pack.
+            process: prefix of messages, where there are several processes.
         """
         self.splits_packs = on_oom == "split"
         self.idle = rebuild(idle_pack())
@@ -87,17 +87,17 @@ class PackSplitter:
 
 _WAYS_OUT = (
     ": lower sequence.max_tokens (packs) or sequence.max_length (turns), set training.gradient_checkpointing to true, "
-    "spread the model with training.parallel: fsdp2"
+    "shard the model with training.parallel: fsdp2"
 )
 
 
 def is_write_error(error: Exception) -> bool:
-    """Of the file system; writers in Rust raise kinds of their own, which name the system's error."""
+    """Whether it comes from the file system. safetensors and tokenizers, written in Rust, raise types of their own."""
     return isinstance(error, (OSError, SafetensorError)) or "os error" in str(error)
 
 
 def save_problem(error: Exception, folder: Path) -> str:
-    """Why something could not be written, with the room that is left."""
+    """Why something could not be written, with the free space that is left."""
     text = (getattr(error, "strerror", None) or one_line(error))[:200]
     try:
         free = shutil.disk_usage(folder).free

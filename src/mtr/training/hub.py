@@ -1,20 +1,19 @@
-"""Uploads to the Hub."""
+"""Uploads to the Hugging Face Hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mtr.errors import one_line
 
-if TYPE_CHECKING:
-    pass
-
 
 def push_to_hub(folder: Path, repository: str) -> str:
-    """Upload weights, tokenizer and card, not the run's files; returns what to say.
+    """Upload weights, tokenizer and model card, not checkpoints and logs.
 
-    The token is the one of the Hub's own login or of HF_TOKEN; it is never shown.
+    The token is that of the Hub's own login or of HF_TOKEN; it is never shown.
+
+    Returns:
+        What happened, in one line: an upload that fails ends nothing, since everything is in `folder`.
     """
     from huggingface_hub import HfApi
 
@@ -30,5 +29,5 @@ def push_to_hub(folder: Path, repository: str) -> str:
             ignore_patterns=["checkpoint-*/*", ".checkpoint-*/*", "merged/*"],
         )
     except Exception as error:  # the Hub client raises its own kinds
-        return f"not pushed {repository}: {one_line(error)}; everything is in {folder}"
-    return f"pushed     {repository}"
+        return f"not uploaded to {repository}: {one_line(error)}; everything is in {folder}"
+    return f"uploaded to {repository}"

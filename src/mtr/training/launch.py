@@ -1,4 +1,4 @@
-"""`mtr train recipe.yaml --num-processes N`: torch's own launcher on one machine, the short way.
+"""`mtr train recipe.yaml --num-processes N`: torch's elastic launcher on one machine.
 
 Several machines: `torchrun --nnodes ... -m mtr train recipe.yaml`, see recipes/launch/. The exit code is that of the
 first process that failed.
@@ -14,12 +14,14 @@ from pathlib import Path
 from mtr.recipe.loading import load_recipe
 
 _GRACE = 600
-"""Seconds that processes have to finish their step and save, once a signal came."""
+"""Seconds that processes have to finish their step and save after a signal."""
 
 
 def launch(num_processes: int, recipe: Path, overrides: list[str], resume: bool, overwrite: bool) -> int:
     """Start the processes, wait for them, and return the exit code."""
-    preempt = load_recipe(recipe, overrides).training.preempt_signal  # also finds mistakes before anything starts
+    preempt = load_recipe(
+        recipe, overrides
+    ).training.preempt_signal  # a mistake in the recipe is found before anything starts
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -5,15 +5,14 @@
             backward(model(batch) * processes / step.weight_sum)
         clip, update, schedule; log, evaluate, save
 
-The gradient of a step depends on its conversations alone: not on packs, processes or strategy. Randomness is seeded
-per step and process, so there is no random state to carry from one step to the next.
+The gradient of a step depends on its conversations alone: not on packs, processes or strategy. Each step seeds its own
+random numbers, so there is no random state to carry from one step to the next.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,61 +22,58 @@ from mtr.errors import UserError
 from mtr.prepare.step import Step
 from mtr.recipe.sections import Recipe
 from mtr.training.faults import PackSplitter, is_out_of_memory
-from mtr.training.processes import clip_gradients, gradients_meet, is_sharded, total
-from mtr.training.setup import Run
+from mtr.training.learner import Learner
+from mtr.training.processes import clip_gradients, gradient_sync, is_sharded, total
+from mtr.training.setup import Run, set_up
 from mtr.training.signals import StopSignals
-from mtr.training.state import Summary
+from mtr.training.state import RunState
 from mtr.tree.batch import Batch
 
-__all__ = ["Summary", "train", "train_step"]
 
-
-def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> Summary:
+def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> RunState:
     """Train as the recipe says.
 
-    What is due next is read off the run's summary, which every checkpoint holds: a run that was killed, wherever it
-    was, goes on with what it had not done yet.
+    What is due next is read from the run's state, which every checkpoint holds: a run that was killed, wherever it was,
+    continues with what it had not done yet.
 
     Raises:
-        UserError: something in the recipe, the data or the model has to be mended, or one of the faults in
+        UserError: something in the recipe, the data or the model has to be fixed, or one of the faults in
             `mtr.errors`. Nothing is written before the first batch is built; a bad row met later leaves a checkpoint.
     """
     with StopSignals(recipe.training.preempt_signal) as signals:
-        run = Run(recipe, signals, resume, overwrite)
-        with run.display:
+        run = set_up(recipe, signals, resume, overwrite)
+        with run.log.display:
             try:
-                while not run.told_to_stop():
-                    if run.is_due_to_evaluate():
-                        run.evaluate()
-                    elif run.is_due_to_save():
-                        run.save()
-                    elif run.is_due_to_play():
-                        run.play()
-                    elif run.is_done():
-                        run.export()
-                        break
-                    elif (step := run.next_step()) is not None:
-                        model, optimizer = run.tree_model, run.optimizer
-                        most = recipe.training.max_grad_norm
-                        run.count(step, *train_step(model, step, run.accelerator, optimizer, most, run.splitter))
-                else:
-                    run.save_before_stopping()
+                _loop(run)
             except UserError as error:
-                run.save_after(error)
+                run.saving.save_after(error)
                 raise
             except RuntimeError as error:  # of a collective call, when another process is gone
-                raise run.explain(error) from None
-    run.close()
-    return run.summary
+                raise run.stopping.explain(error) from None
+    run.learner.accelerator.end_training()
+    return run.state
+
+
+def _loop(run: Run) -> None:
+    """One thing after the other until the run is done or told to stop."""
+    while not run.stopping.is_agreed:
+        if run.evaluation.is_due():
+            run.evaluation.evaluate()
+        elif run.saving.is_due():
+            run.saving.save()
+        elif run.generation.is_due():
+            run.generation.generate()
+        elif run.goal.is_reached(run.state):
+            run.export.export()
+            return
+        elif (step := run.feed.next()) is not None:
+            loss, grad_norm = train_step(run.learner, step, run.max_grad_norm, run.splitter)
+            run.step_log.count(step, loss, grad_norm)
+    run.saving.save_before_stopping(run.stopping.signal)
 
 
 def train_step(
-    model: nn.Module,
-    step: Step,
-    accelerator: Accelerator,
-    optimizer: Any,
-    max_grad_norm: float,
-    splitter: PackSplitter,
+    learner: Learner, step: Step, max_grad_norm: float, splitter: PackSplitter
 ) -> tuple[float | None, float | None]:
     """One update from the packs of all processes.
 
@@ -87,33 +83,34 @@ def train_step(
     """
     if step.weight_sum == 0:
         return None, None
+    model, accelerator = learner.tree_model, learner.accelerator
     loss_sum = accumulate(model, step, accelerator, splitter)
     grad_norm = clip_gradients(accelerator, model, max_grad_norm)
     mean = total(accelerator, loss_sum) / step.weight_sum
     if math.isfinite(mean) and math.isfinite(grad_norm):
-        optimizer.step()
-    optimizer.zero_grad()
+        learner.optimizer.step()
+    learner.optimizer.zero_grad()
     return mean, grad_norm
 
 
 def accumulate(model: nn.Module, step: Step, accelerator: Accelerator, splitter: PackSplitter) -> Tensor:
     """Gradients of the step, averaged over processes; returns this process's sum(weight * nll).
 
-    A pack that does not fit the memory costs the process's own packs of this step: their gradients are dropped and
-    taken again with smaller packs. Where that may happen, gradients meet in an empty backward after the packs, so that
+    When a pack runs out of memory, the process discards the gradients of its packs of this step and computes them again
+    with smaller packs. Where that may happen, gradients are synchronized in an empty backward after the packs, so that
     no other process waits inside a pack.
     """
     several, sharded = accelerator.num_processes > 1, is_sharded(model)
-    meet_after = several and splitter.splits_packs
+    sync_after = several and splitter.splits_packs
     scale = accelerator.num_processes / step.weight_sum
     while True:
         batches: list[Batch | None] = [*splitter.fit(step.batches)]
         if sharded:
             batches += [splitter.idle] * (step.rounds - len(batches))
-        elif not batches and not meet_after:
+        elif not batches and not sync_after:
             batches = [None]
         loss_sum, too_large = _backward(
-            model, batches, scale, accelerator, meet=several and not (sharded or meet_after)
+            model, batches, scale, accelerator, sync=several and not (sharded or sync_after)
         )
         if too_large is None:
             break
@@ -122,27 +119,27 @@ def accumulate(model: nn.Module, step: Step, accelerator: Accelerator, splitter:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         splitter.lower(too_large)
-    if meet_after:
+    if sync_after:
         accelerator.backward(model(None) * scale)
     return loss_sum
 
 
 def _backward(
-    model: nn.Module, batches: Sequence[Batch | None], scale: float, accelerator: Accelerator, meet: bool
+    model: nn.Module, batches: Sequence[Batch | None], scale: float, accelerator: Accelerator, sync: bool
 ) -> tuple[Tensor, Batch | None]:
     """Forward and backward of each batch.
 
     Args:
-        meet: the last backward averages gradients over processes, those of parameters that took no part included.
+        sync: the last backward averages gradients over processes, of parameters that took no part, too.
 
     Returns:
-        sum(weight * nll), and the batch that did not fit the memory, if there is one.
+        sum(weight * nll), and the batch that did not fit in memory, if there is one.
     """
     loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     for i, batch in enumerate(batches):
-        last = meet and i == len(batches) - 1
+        last = sync and i == len(batches) - 1
         try:
-            with gradients_meet(accelerator, model, last):
+            with gradient_sync(accelerator, model, enabled=last):
                 loss: Tensor = model(batch and batch.to(accelerator.device), touch=last)
                 accelerator.backward(loss * scale)
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What a run writes down: one JSON object a line, and the environment it ran in."""
+"""metrics.jsonl: one JSON object per logged step or evaluation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from mtr.errors import SaveError
 from mtr.files import replace_file, write_json
-from mtr.prepare.step import Counts
+from mtr.prepare.counts import Counts
 
 
 def throughput(counts: Counts, seconds: float) -> dict[str, Any]:
-    """The counts of one or more steps as metrics.jsonl names them."""
+    """The counts of one or more steps under their names in metrics.jsonl."""
     return {
         "num_conversations": counts.conversations,
         "num_turns": counts.turns,
@@ -31,14 +31,14 @@ def throughput(counts: Counts, seconds: float) -> dict[str, Any]:
 class MetricsFile:
     """metrics.jsonl, one line at a time. Only the main process writes.
 
-    A line that does not go onto the disk is kept and tried again with the next one, so a disk that is full for a
-    while costs no line.
+    A line that cannot be written is kept and tried again with the next one, so a disk that is full for a while costs
+    no line.
     """
 
     def __init__(self, path: Path, last_step: int, last_evaluation: int | None = None) -> None:
-        """Cut what a resumed run will write again: later steps, later evaluations, a torn last line."""
+        """Remove what a resumed run will write again: later steps, later evaluations, an incomplete last line."""
         self._path = path
-        self._waiting: list[str] = []
+        self._pending: list[str] = []
         last_evaluation = last_step if last_evaluation is None else last_evaluation
         if path.exists():
             with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
@@ -50,26 +50,26 @@ class MetricsFile:
     def write(self, line: dict[str, Any]) -> None:
         """
         Raises:
-            SaveError: the disk does not take it. The line waits for the next call.
+            SaveError: it cannot be written. The line is pending until the next call.
         """
-        self._waiting.append(write_json(None, line) + "\n")
+        self._pending.append(write_json(None, line) + "\n")
         self.flush()
 
     def flush(self) -> None:
-        """Write the lines that wait."""
-        while self._waiting:
+        """Write the pending lines."""
+        while self._pending:
             size = self._path.stat().st_size if self._path.exists() else 0
             try:
                 with self._path.open("a", encoding="utf-8") as file:
-                    file.write(self._waiting[0])
+                    file.write(self._pending[0])
             except OSError as error:
                 if self._path.exists():
                     os.truncate(self._path, size)
                 raise SaveError(f"{self._path} cannot be written: {error.strerror or error}") from None
-            self._waiting.pop(0)
+            self._pending.pop(0)
 
     def sync(self) -> None:
-        """Onto the disk: a checkpoint must not outlive the lines before it."""
+        """Flush to disk: a checkpoint must never be newer than the metrics."""
         self.flush()
         if self._path.exists():
             with self._path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Optimizer and schedule, by Hugging Face's names."""
+"""Optimizer and learning-rate schedule, under Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
 
 
 def warmup_steps(training: TrainingSection, num_steps: int) -> int:
-    """Below 1 it is a share of all steps, else a number of steps; one step at least comes after them."""
+    """Below 1 a share of all steps, else a number of steps; at most all steps but the last."""
     given = training.warmup_steps
     return min(math.ceil(given * num_steps) if given < 1 else int(given), num_steps - 1)
 
 
 def advance(schedule: Any) -> None:
-    """The next step's learning rate, also after a first step that made no update, of which torch would warn."""
+    """Step the schedule; torch would warn where the first step of the run made no update."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         schedule.step()

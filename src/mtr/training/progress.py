@@ -1,25 +1,23 @@
-"""Progress of a training run in the terminal, and its summary. Without a terminal progress is plain lines."""
+"""Progress of a run in the terminal, and the summary at its end. Without a terminal, progress is plain lines."""
 
 from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mtr.console import console
+from mtr.console import console, first_few, labelled, shorten
 from mtr.recipe.sections import Recipe
-
-if TYPE_CHECKING:
-    from mtr.training.playing import Played
-    from mtr.training.state import Summary
+from mtr.training.exact_match import GeneratedTurn
+from mtr.training.state import RunState
 
 
 class RunDisplay:
-    """Progress of a training run. Silent on all processes but the main one."""
+    """What a person sees of a run, on standard error. Silent on all processes but the main one."""
 
     def __init__(self, recipe: Recipe, num_steps: int, start: int, enabled: bool) -> None:
         self._recipe = recipe
@@ -44,30 +42,45 @@ class RunDisplay:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def begin(self, model: Any, adapted: list[str], backend: str, state: Any, rows: int | None) -> None:
+    def say(self, text: str) -> None:
+        self._console.print(escape(text))
+
+    def note(self, label: str, text: str) -> None:
+        self.say(labelled(label, text))
+
+    def begin(self, model: Any, adapted: list[str], backends: Sequence[str], process: Any, rows: int | None) -> None:
+        """
+        Args:
+            adapted: names of the modules with LoRA.
+            backends: of attention; of several the first pack shows the fastest.
+            process: device and number of processes.
+            rows: of data.train; None for a stream.
+        """
         recipe = self._recipe
         parameters = list(model.parameters())
         trainable = sum(p.numel() for p in parameters if p.requires_grad)
         total = sum(p.numel() for p in parameters)
-        self.say(f"model      {recipe.model.name_or_path}")
-        self.say(
-            f"           {total:,} parameters ({model.dtype}), {trainable:,} trained, attention {backend} "
-            f"on {state.device.type}, {state.num_processes} process(es)"
-        )
+        dtype = str(model.dtype).removeprefix("torch.")
+        self.note("model", recipe.model.name_or_path)
+        self.note("", f"{total:,} parameters ({dtype}), {trainable:,} trainable")
         if adapted:
-            self.say(f"LoRA on    {', '.join(adapted)}")
+            self.note("LoRA", ", ".join(adapted))
             if recipe.lora and recipe.lora.modules_to_save:
-                self.say(f"whole      {', '.join(recipe.lora.modules_to_save)}")
-        if recipe.lora and recipe.lora.dropout:
-            self.say(
-                "note       lora.dropout > 0: a shared trunk shares its dropout mask, so single_pass and per_turn "
-                "agree in expectation and not exactly"
-            )
+                self.note("full weights", f"{', '.join(recipe.lora.modules_to_save)} (lora.modules_to_save)")
+        processes = f"{process.num_processes} process{'es' if process.num_processes > 1 else ''}"
+        self.note("device", f"{process.device.type}, {processes}, {' or '.join(backends)} attention")
         length = f"{rows:,} rows" if rows is not None else "a stream"
-        self.say(
-            f"data       {length}, {recipe.training.conversations_per_step} conversations a step, "
-            f"{self._num_steps:,} steps, {recipe.sequence.strategy}"
+        self.note(
+            "data",
+            f"{length}, {recipe.training.conversations_per_step} conversations per step, {self._num_steps:,} steps, "
+            f"{recipe.sequence.strategy}",
         )
+        if recipe.lora and recipe.lora.dropout:
+            self.note(
+                "note",
+                "lora.dropout > 0: turns of a conversation share the dropout mask of their common history, so "
+                "single_pass and per_turn agree in expectation, not exactly",
+            )
 
     def stepped(self, line: dict[str, Any]) -> None:
         loss = "no turn to train" if line["loss"] is None else f"loss {line['loss']:.4f}"
@@ -85,87 +98,80 @@ class RunDisplay:
         apart = f" ({', '.join(f'{name} {loss:.4f}' for name, loss in sources.items())})" if sources else ""
         self.say(f"step {line['step']}/{self._num_steps}  eval loss {line['eval_loss']:.4f}{apart}")
 
-    def played(self, step: int, played: Sequence[Played]) -> None:
-        right = sum(turn.exact_match for turn in played)
-        conversations = len({turn.conversation for turn in played})
+    def generated(self, step: int, turns: Sequence[GeneratedTurn]) -> None:
+        right = sum(turn.exact_match for turn in turns)
+        conversations = len({turn.conversation for turn in turns})
         self.say(
-            f"step {step}: {right} of {len(played)} held-out turns answered exactly "
-            f"({right / max(len(played), 1):.1%}), {conversations} conversations played turn by turn"
+            f"step {step}: {right} of {len(turns)} held-out turns answered exactly "
+            f"({right / max(len(turns), 1):.1%}) in {conversations} conversations generated turn by turn"
         )
-        for turn in played[:2]:
+        for turn in turns[:2]:
             wanted = turn.reference if turn.answer is None else turn.answer
-            verdict = "right" if turn.exact_match else f"wrong, wanted {_cut(wanted, 60)!r}"
-            self.say(f"  {_tail(turn.conversation)}, turn {turn.turn}: {_cut(turn.response, 80)!r} ({verdict})")
+            verdict = "right" if turn.exact_match else f"wrong, expected {shorten(wanted, 60)!r}"
+            row = turn.conversation.rsplit("/", 1)[-1]  # without the folders of its file
+            self.say(f"  {row}, turn {turn.turn}: {shorten(turn.response, 80)!r} ({verdict})")
 
-    def end(self, summary: Summary) -> None:
-        counts, seconds = summary.counts, max(summary.seconds, 1e-9)
+    def end(self, state: RunState) -> None:
+        """The summary."""
         self.say("")
-        if summary.stopped_by:
-            self.say(f"stopped by {_signal(summary.stopped_by)} after step {summary.steps}; go on with --resume")
-        self.say(
-            f"trained    {counts.conversations:,} conversations, {counts.turns:,} turns, "
-            f"{counts.supervised_tokens:,} supervised tokens in {summary.steps:,} steps"
+        if state.stopped_by:
+            name = signal.Signals(state.stopped_by).name
+            self.say(f"stopped by {name} after step {state.steps}; continue with --resume")
+        for lines in (self._work(state), _left_out(state), _faults(state), self._results(state)):
+            for label, text in lines:
+                self.note(label, text)
+
+    def _work(self, state: RunState) -> Iterator[tuple[str, str]]:
+        counts, seconds = state.counts, max(state.seconds, 1e-9)
+        yield (
+            "trained",
+            f"{counts.conversations:,} conversations, {counts.turns:,} turns, "
+            f"{counts.supervised_tokens:,} supervised tokens in {state.steps:,} steps",
         )
-        self.say(
-            f"speed      {counts.tokens / seconds:,.0f} tokens/s; one pass per turn would have had to do "
-            f"{counts.per_turn_tokens / seconds:,.0f} tokens/s"
+        yield (
+            "throughput",
+            f"{counts.tokens / seconds:,.0f} tokens/s; one pass per turn would need "
+            f"{counts.per_turn_tokens / seconds:,.0f} tokens/s for the same work",
         )
-        peak = f"{summary.peak_memory_bytes / 2**30:.1f} GiB of memory at most"
-        used = f", {summary.mfu:.0%} of what matrix products reach here" if math.isfinite(summary.mfu) else ""
-        self.say(f"device     {peak}{used}")
-        if summary.data_wait_seconds > 0.02 * seconds:
-            self.say(f"waiting    {summary.data_wait_seconds / seconds:.0%} of the time for data (data.num_workers)")
-        if summary.steps and summary.imbalance > 1.01 * summary.steps:
-            mean = summary.imbalance / summary.steps
-            self.say(f"processes  the busiest one had {mean:.2f} times the mean to do")
-        for reason, number in counts.untrained_turns.most_common():
-            self.say(f"not trained {number:,} turns: {reason}")
-        for reason, number in counts.untrained_rows.most_common():
-            self.say(f"not trained {number:,} rows: {reason}")
-        for reason, number in counts.skipped_rows.most_common():
-            self.say(f"skipped    {number:,} rows: {reason}")
-        for note, number in counts.notes.most_common():
-            self.say(f"note       {number:,} turns: {note}")
-        if summary.empty_steps:
-            self.say(f"no update  {summary.empty_steps:,} steps had no turn to train")
-        if summary.nonfinite_steps:
-            self.say(f"no update  {summary.nonfinite_steps:,} steps had a loss or gradient that is not finite")
-            self.say(f"           their rows: {_some(summary.nonfinite_rows)}")
-        if summary.pack_splits:
-            self.say(f"memory     {summary.pack_splits:,} packs did not fit and were split")
-        if summary.failed_saves:
-            self.say(f"warning    {summary.failed_saves:,} checkpoints could not be written")
-        if summary.loss is not None:
-            evaluation = "" if summary.eval_loss is None else f", eval loss {summary.eval_loss:.4f}"
-            self.say(f"loss       {summary.loss:.4f} in the last step{evaluation}")
-        if len(summary.exact_match) == 2:
-            before, after = summary.exact_match
-            self.say(f"held out   {before:.1%} of turns answered exactly before training, {after:.1%} after")
-        if summary.stopped_by is None:
-            kind = "adapter" if self._recipe.lora else "model"
-            self.say(f"{kind:<11}{summary.output_dir}")
+        yield "peak memory", f"{state.peak_memory_bytes / 2**30:.1f} GiB"
+        if math.isfinite(state.mfu):
+            yield "MFU", f"{state.mfu:.0%} of the matmul rate measured on this device"
+        if state.data_wait_seconds > 0.02 * seconds:
+            yield "data wait", f"{state.data_wait_seconds / seconds:.0%} of the time (see data.num_workers)"
+        if state.steps and state.imbalance > 1.01 * state.steps:
+            yield "imbalance", f"the busiest process had {state.imbalance / state.steps:.2f} times the mean work"
 
-    def say(self, text: str) -> None:
-        self._console.print(escape(text))
+    def _results(self, state: RunState) -> Iterator[tuple[str, str]]:
+        if state.loss is not None:
+            evaluation = "" if state.eval_loss is None else f", eval loss {state.eval_loss:.4f}"
+            yield "loss", f"{state.loss:.4f} in the last step{evaluation}"
+        if len(state.exact_match) == 2:
+            before, after = state.exact_match
+            yield "held-out", f"{before:.1%} of turns answered exactly before training, {after:.1%} after"
+        if state.stopped_by is None:
+            yield "adapter" if self._recipe.lora else "model", str(state.output_dir)
 
 
-def _signal(number: int) -> str:
-    return signal.Signals(number).name
+def _left_out(state: RunState) -> Iterator[tuple[str, str]]:
+    """Every turn and row that was not trained, by reason."""
+    counts = state.counts
+    for label, unit, counter in (
+        ("not trained", "turns", counts.untrained_turns),
+        ("not trained", "rows", counts.untrained_rows),
+        ("skipped", "rows", counts.skipped_rows),
+        ("note", "turns", counts.notes),
+    ):
+        for reason, number in counter.most_common():
+            yield label, f"{number:,} {unit}: {reason}"
 
 
-def _tail(where: str) -> str:
-    """A row's name without the folders of its file."""
-    return where.rsplit("/", 1)[-1]
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")
-
-
-def _cut(text: str, width: int) -> str:
-    """On one line, the middle left out."""
-    text = text.replace("\n", "⏎")
-    if len(text) <= width:
-        return text
-    half = (width - 3) // 2
-    return f"{text[:half]} … {text[-half:]}"
+def _faults(state: RunState) -> Iterator[tuple[str, str]]:
+    if state.empty_steps:
+        yield "no update", f"{state.empty_steps:,} steps had no turn to train"
+    if state.nonfinite_steps:
+        yield "no update", f"{state.nonfinite_steps:,} steps had a loss or gradient that is not finite"
+        yield "", f"their rows: {first_few(state.nonfinite_rows)}"
+    if state.pack_splits:
+        yield "out of memory", f"{state.pack_splits:,} packs did not fit and were split"
+    if state.failed_saves:
+        yield "warning", f"{state.failed_saves:,} checkpoints could not be written"

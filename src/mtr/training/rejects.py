@@ -1,4 +1,4 @@
-"""rejects.jsonl: the bad rows of a run, each with its reason."""
+"""rejects.jsonl: the bad rows that a run skipped, each with its reason."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mtr.errors import SaveError
 
 
 class RejectsFile:
-    """rejects.jsonl: one bad row a line, each row once, also over epochs and resumed runs. The main process writes."""
+    """One bad row per line, each row once, over all epochs and resumed runs. Only the main process writes."""
 
     def __init__(self, path: Path) -> None:
-        """Read what an earlier part of the run wrote, and cut a torn last line."""
+        """Read what an earlier part of the run wrote, and remove an incomplete last line."""
         self._path = path
         self._seen: set[str] = set()
         if path.exists():
@@ -25,7 +25,7 @@ class RejectsFile:
     def write(self, rejects: Iterable[SkippedRow]) -> None:
         """
         Raises:
-            SaveError: the disk is full, say.
+            SaveError: it cannot be written.
         """
         new: dict[str, SkippedRow] = {}
         for rejected in rejects:

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 
 class StopSignals:
-    """SIGTERM, SIGINT and what the recipe adds: the first one asks the run to stop after its step, the second one
-    ends the process at once. Before there is anything to save the first one ends it, too.
+    """SIGTERM, SIGINT and the recipe's preempt_signal: the first one asks the run to stop after its step, a second one
+    ends the process at once. Before the first step, when there is nothing to save, the first one ends it as well.
     """
 
     def __init__(self, more: Sequence[str] = ()) -> None:

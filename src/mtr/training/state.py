@@ -1,4 +1,4 @@
-"""What a run did, the part before a resume included: every checkpoint holds it, and what is due next is read off it."""
+"""What changes while a run goes on. Checkpoints save it, and what is due next is read from it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtr.prepare.step import Counts
+from mtr.prepare.counts import Counts
 
 
 @dataclass
-class Summary:
-    """What a run did, the part before a resume included."""
+class RunState:
+    """How far a run has come, the part before a resume included."""
 
     output_dir: Path
     steps: int = 0
     epoch: float = 0.0
     empty_steps: int = 0
-    """Steps in which no turn was left to train; they made no update."""
+    """Steps without a turn to train; they made no update."""
     nonfinite_steps: int = 0
     """Steps whose loss or gradient was not finite; they made no update."""
     nonfinite_in_a_row: int = 0
@@ -32,12 +32,12 @@ class Summary:
     flops: float = 0.0
     """Needed work of this process's packs."""
     mfu: float = 0.0
-    """Share of what matrix products reach on this process's device."""
+    """Share of the matmul rate measured on this process's device."""
     peak_memory_bytes: int = 0
     imbalance: float = 0.0
-    """Sum over the steps of the costliest process over the mean of all."""
+    """Sum over the steps of the busiest process's cost over the mean of all."""
     pack_splits: int = 0
-    """Times that a pack did not fit the memory and was split."""
+    """How often a pack did not fit in memory and was split."""
     failed_saves: int = 0
     loss: float | None = None
     """Of the last step."""
@@ -53,11 +53,32 @@ class Summary:
     stopped_by: int | None = None
     """The signal that ended the run early."""
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, as JSON."""
+    def to_json(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
         return {**vars(self), "output_dir": str(self.output_dir), "counts": vars(self.counts)}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        kept = {key: value for key, value in state.items() if key in vars(self) and key != "output_dir"}
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continue from the state of a checkpoint."""
+        kept = {key: value for key, value in saved.items() if key in vars(self) and key != "output_dir"}
         counts: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in kept.pop("counts").items()}
         vars(self).update(kept, counts=Counts(**counts), stopped_by=None)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """When a run is done."""
+
+    num_steps: int
+    patience: int | None = None
+    """Evaluations in a row without a lower loss after which it stops early."""
+
+    def is_reached(self, state: RunState) -> bool:
+        return state.steps >= self.num_steps or self.is_out_of_patience(state)
+
+    def is_out_of_patience(self, state: RunState) -> bool:
+        return self.patience is not None and state.evaluations_without_gain >= self.patience
+
+
+def is_due(step: int, every: int | None) -> bool:
+    """Whether something that happens every so many steps happens after this one."""
+    return every is not None and step > 0 and step % every == 0

@@ -1,4 +1,4 @@
-"""Metrics for trackers that people already use, through Accelerate. Nothing leaves the machine by itself.
+"""Metrics for experiment trackers, through Accelerate. Nothing leaves the machine unless asked for.
 
 metrics.jsonl is always written; a tracker gets the same numbers, as train/loss, eval/loss and so on. W&B, Comet,
 ClearML and SwanLab are started offline unless their own environment variable says otherwise; the others write to
@@ -41,7 +41,7 @@ def start_tracking(accelerator: Accelerator, recipe: Recipe, start: int) -> None
     """Begin on the main process.
 
     Args:
-        start: the step that the run goes on from.
+        start: the step that the run continues from.
     """
     trackers = recipe.training.report_to
     if not trackers:

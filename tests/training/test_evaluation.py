@@ -15,12 +15,14 @@ import torch
 from support.paths import QUICKSTART
 from support.rows import conversation_row
 
-import mtr.training.setup
+import mtr.training.evaluation
 from mtr.data.mixture import Mixture
+from mtr.data.opening import open_eval_data
 from mtr.errors import UserError
 from mtr.recipe.loading import load_recipe
-from mtr.training.evaluation import Evaluation, open_eval
-from mtr.training.loop import Summary, train
+from mtr.training.evaluation import EvalResult
+from mtr.training.loop import train
+from mtr.training.state import RunState
 
 Recipes = Callable[..., Path]
 
@@ -49,7 +51,7 @@ def by_hand(recipe_path: Path, path: str) -> tuple[float, int]:
     use_own_attention(model)
     model.eval()
     builder = Builder(recipe, load_renderer(recipe, load_tokenizer(recipe)))
-    data = open_eval(load_recipe(recipe_path, [f"data.eval={path}"]))
+    data = open_eval_data(load_recipe(recipe_path, [f"data.eval={path}"]).data)
     total, tokens = 0.0, 0
     for mixture in data.values():
         for index in range(len(mixture)):
@@ -92,7 +94,7 @@ def test_sources_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, write
         (tmp_path / folder).mkdir()
         paths.append(tmp_path / folder / "rows.jsonl")
         paths[-1].write_text(json.dumps(conversation_row()))
-    opened = open_eval(load_recipe(write_recipe(data={"eval": [{"path": str(path)} for path in paths]})))
+    opened = open_eval_data(load_recipe(write_recipe(data={"eval": [{"path": str(path)} for path in paths]})).data)
     assert list(opened) == [str(path) for path in paths]
     assert all(isinstance(data, Mixture) for data in opened.values())
 
@@ -103,7 +105,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def will_be(*losses: float) -> None:
         left = iter(losses)
-        monkeypatch.setattr(mtr.training.setup, "evaluate", lambda *_: Evaluation(next(left)))
+        monkeypatch.setattr(mtr.training.evaluation, "evaluate", lambda *_: EvalResult(next(left)))
 
     return will_be
 
@@ -144,9 +146,9 @@ def test_a_run_stops_when_it_does_not_improve(
     path = write_recipe(data=HELD_OUT, training=training)
     summary = train(load_recipe(path))
     assert (summary.steps, summary.best_step) == (6, 4)
-    assert "no lower eval loss in 2 evaluations; the lowest was 1.9000 at step 4" in capsys.readouterr().err
+    assert "eval loss has not improved in 2 evaluations; the lowest was 1.9000 at step 4" in capsys.readouterr().err
     assert (tmp_path / "run" / "adapter_model.safetensors").exists()
-    again: Summary = train(load_recipe(path), resume=True)
+    again: RunState = train(load_recipe(path), resume=True)
     assert again.steps == 6, "a run that stopped stays stopped"
 
 

@@ -17,7 +17,8 @@ from support.paths import QUICKSTART
 import mtr.prepare.builder
 import mtr.training.loop
 from mtr.recipe.loading import load_recipe
-from mtr.training.loop import Summary, train
+from mtr.training.loop import train
+from mtr.training.state import RunState
 from mtr.tree.batch import Batch, build_batch
 from mtr.tree.packing import Pack
 
@@ -56,8 +57,8 @@ def differs(one: list[tuple[float, float]], other: list[tuple[float, float]]) ->
 
 
 @pytest.fixture
-def run(write_recipe: Recipes, tmp_path: Path) -> Callable[..., tuple[Path, Summary]]:
-    def go(name: str, steps: int = 4, resume: bool = False, **sections: Any) -> tuple[Path, Summary]:
+def run(write_recipe: Recipes, tmp_path: Path) -> Callable[..., tuple[Path, RunState]]:
+    def go(name: str, steps: int = 4, resume: bool = False, **sections: Any) -> tuple[Path, RunState]:
         fixed = {"training": {"output_dir": str(tmp_path / name), "max_steps": steps, "gradient_checkpointing": False}}
         recipe = load_recipe(write_recipe(**merge(fixed, sections)))
         return tmp_path / name, train(recipe, resume=resume)
@@ -65,7 +66,7 @@ def run(write_recipe: Recipes, tmp_path: Path) -> Callable[..., tuple[Path, Summ
     return go
 
 
-Run = Callable[..., tuple[Path, Summary]]
+Run = Callable[..., tuple[Path, RunState]]
 
 
 @pytest.mark.parametrize("other", SAME)
@@ -122,7 +123,7 @@ def test_what_fits_the_memory_changes_no_step(run: Run, capsys: pytest.CaptureFi
     )
     assert differs(trajectory(one), trajectory(two)) < 1e-4
     said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("memory"))
-    assert "GiB reckoned" in said
+    assert "GiB estimated" in said
     assert "checkpointing none" in said
     assert summary.peak_memory_bytes > 0
 

@@ -1,4 +1,4 @@
-"""Claims: a conversation is played as inference does: the history holds the model's own answers, their thinking
+"""Claims: a conversation is generated as at inference: the history holds the model's own answers, their thinking
 stripped by the template; only what the model is asked for is generated and counted.
 """
 
@@ -12,18 +12,20 @@ import pytest
 import torch
 from support.paths import QUICKSTART
 
+from mtr.chat.loading import make_renderer
 from mtr.chat.rendering import Renderer
 from mtr.data.conversation import Conversation
 from mtr.data.parsing import parse_row
-from mtr.training import playing as generate
-from mtr.training.playing import Played, exact_match, gives_answer, play
+from mtr.training import generation
+from mtr.training.exact_match import GeneratedTurn, exact_match, gives_answer
+from mtr.training.generation import generate_turns
 
 
 @pytest.fixture(scope="module")
 def renderer() -> Renderer:
     from transformers import AutoTokenizer
 
-    return Renderer(AutoTokenizer.from_pretrained(str(QUICKSTART / "base")))
+    return make_renderer(AutoTokenizer.from_pretrained(str(QUICKSTART / "base")))
 
 
 class Stub:
@@ -35,9 +37,9 @@ class Stub:
         self.events: list[str] = []
         self._answers = answers
         self._renderer = renderer
-        monkeypatch.setattr(generate, "use_own_attention", lambda _: self.events.append("own"))
-        monkeypatch.setattr(generate, "use_tree_attention", lambda _: self.events.append("tree"))
-        monkeypatch.setattr(generate, "_generate", self._generate)
+        monkeypatch.setattr(generation, "use_own_attention", lambda _: self.events.append("own"))
+        monkeypatch.setattr(generation, "use_tree_attention", lambda _: self.events.append("tree"))
+        monkeypatch.setattr(generation, "_generate", self._generate)
 
     def eval(self) -> None:
         self.train(False)
@@ -77,7 +79,7 @@ def test_the_history_holds_the_models_own_answers_without_their_thinking(
     renderer: Renderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Stub(renderer, monkeypatch, [["<think>\nHm, 1.\n</think>\n\nWrong one."], ["Right two."]])
-    played = play(
+    generated = generate_turns(
         model,
         renderer,
         [chat(user("one?"), assistant("Right one.", reasoning_content="Ah."), user("two?"), assistant("Right two."))],
@@ -87,12 +89,12 @@ def test_the_history_holds_the_models_own_answers_without_their_thinking(
         [prompt(("user", "one?"))],
         [prompt(("user", "one?"), ("assistant", "Wrong one."), ("user", "two?"))],
     ]
-    assert played == [
-        Played("rows.jsonl, line 1", 0, "Hm, 1.", "Wrong one.", "Right one."),
-        Played("rows.jsonl, line 1", 1, "", "Right two.", "Right two."),
+    assert generated == [
+        GeneratedTurn("rows.jsonl, line 1", 0, "Hm, 1.", "Wrong one.", "Right one."),
+        GeneratedTurn("rows.jsonl, line 1", 1, "", "Right two.", "Right two."),
     ]
-    assert [turn.exact_match for turn in played] == [False, True]
-    assert exact_match(played) == 0.5
+    assert [turn.exact_match for turn in generated] == [False, True]
+    assert exact_match(generated) == 0.5
 
 
 def test_the_model_is_left_as_it_was(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,28 +102,28 @@ def test_the_model_is_left_as_it_was(renderer: Renderer, monkeypatch: pytest.Mon
     for training in (True, False):
         model = Stub(renderer, monkeypatch, [["One."]])
         model.train(training)
-        play(model, renderer, conversations, 9)
+        generate_turns(model, renderer, conversations, 9)
         assert model.training == training
         assert model.events == ["own", "tree"]
 
 
-def test_conversations_of_several_lengths_are_played_side_by_side(
+def test_conversations_of_several_lengths_are_generated_side_by_side(
     renderer: Renderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Stub(renderer, monkeypatch, [["A1", "x"], ["B1"], ["A2"]])
     long = chat(user("a1"), assistant("A1"), user("a2"), assistant("A2"), where="long")
     short = chat(user("c1"), assistant("C1"), where="short")
     late = chat({"role": "system", "content": "s"}, user("b1"), assistant("B1"), where="late")
-    played = play(model, renderer, [long, short, late], 9)
+    generated = generate_turns(model, renderer, [long, short, late], 9)
     assert [len(batch) for batch in model.prompts] == [2, 1, 1]
     assert model.prompts[1] == [prompt(("system", "s"), ("user", "b1"))]
-    assert [(p.conversation, p.turn, p.exact_match) for p in played] == [
+    assert [(p.conversation, p.turn, p.exact_match) for p in generated] == [
         ("long", 0, True),
         ("short", 0, False),
         ("late", 0, True),
         ("long", 1, True),
     ]
-    assert exact_match(played) == 0.75
+    assert exact_match(generated) == 0.75
 
 
 def test_tool_calls_and_greetings_are_taken_from_the_data(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,34 +136,34 @@ def test_tool_calls_and_greetings_are_taken_from_the_data(renderer: Renderer, mo
         {"role": "tool", "content": "42"},
         assistant("Done."),
     )
-    played = play(model, renderer, [conversation], 9)
+    generated = generate_turns(model, renderer, [conversation], 9)
     assert model.prompts == [
         [prompt(("assistant", "Welcome."), ("user", "do it"), ("assistant", "calling"), ("tool", "42"))]
     ]
-    assert [(p.turn, p.response) for p in played] == [(2, "Done.")]
+    assert [(p.turn, p.response) for p in generated] == [(2, "Done.")]
 
 
 def test_a_reference_with_inline_thinking_is_compared_by_its_response(
     renderer: Renderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Stub(renderer, monkeypatch, [["<think>\nother\n</think>\n\nFour."]])
-    (turn,) = play(model, renderer, [chat(user("2+2?"), assistant("<think>\nadd\n</think>\n\nFour."))], 9)
+    (turn,) = generate_turns(model, renderer, [chat(user("2+2?"), assistant("<think>\nadd\n</think>\n\nFour."))], 9)
     assert (turn.thinking, turn.response, turn.reference) == ("other", "Four.", "Four.")
     assert turn.exact_match
 
 
 def test_thinking_that_never_ends_is_no_answer(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Stub(renderer, monkeypatch, [["<think>\nFour."]])
-    (turn,) = play(model, renderer, [chat(user("2+2?"), assistant("Four."))], 9)
+    (turn,) = generate_turns(model, renderer, [chat(user("2+2?"), assistant("Four."))], 9)
     assert not turn.exact_match
 
 
-def test_nothing_to_play_is_nothing(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert play(Stub(renderer, monkeypatch, []), renderer, [], 9) == []
+def test_nothing_to_generate_is_nothing(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert generate_turns(Stub(renderer, monkeypatch, []), renderer, [], 9) == []
 
 
 def test_exact_match_is_the_share_of_turns() -> None:
-    right, wrong = Played("x", 0, "", "a", "a"), Played("x", 0, "a", "b", "a")
+    right, wrong = GeneratedTurn("x", 0, "", "a", "a"), GeneratedTurn("x", 0, "a", "b", "a")
     assert exact_match([right, wrong, wrong, wrong]) == 0.25
     assert exact_match([right]) == 1.0
     assert exact_match([]) == 0.0
@@ -195,7 +197,7 @@ class Recorder(torch.nn.Module):
 def test_completions_are_cut_at_the_stop_and_prompts_padded_on_the_left(renderer: Renderer) -> None:
     stop, pad = renderer.stop_ids[0], renderer.pad_id
     model = Recorder([[5, 6, stop, 7], [8, 9, 10, 11]])
-    assert generate._generate(model, renderer, [[20, 21, 22], [23]], 4) == [[5, 6], [8, 9, 10, 11]]
+    assert generation._generate(model, renderer, [[20, 21, 22], [23]], 4) == [[5, 6], [8, 9, 10, 11]]
     assert model.given["input_ids"].tolist() == [[20, 21, 22], [pad, pad, 23]]
     assert model.given["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert model.given["eos_token_id"] == renderer.stop_ids
@@ -209,8 +211,8 @@ def test_conversations_side_by_side_say_what_each_says_alone(renderer: Renderer,
     model = AutoModelForCausalLM.from_pretrained(str(models("qwen3")), dtype=torch.float64)
     short = chat(user("Ana has 4."), assistant("x"), user("And now?"), assistant("y"), where="short")
     long = chat(user("Ben has 4 coins and gives 2 to Ana, who had none before."), assistant("z"), where="long")
-    together = play(model, renderer, [short, long], 12)
-    alone = play(model, renderer, [short], 12) + play(model, renderer, [long], 12)
+    together = generate_turns(model, renderer, [short, long], 12)
+    alone = generate_turns(model, renderer, [short], 12) + generate_turns(model, renderer, [long], 12)
     assert sorted(together, key=str) == sorted(alone, key=str)
     assert all(turn.response for turn in together)
 
@@ -238,6 +240,6 @@ def test_an_answer_is_found_in_a_response(response: str, answer: str, right: boo
 
 
 def test_the_last_turn_is_compared_with_the_answer_of_its_row() -> None:
-    assert Played("x", 1, "", "It is 7.", "7!", answer="7").exact_match
-    assert not Played("x", 1, "", "7!", "7!", answer="8").exact_match
-    assert Played("x", 1, "", "7!", "7!", answer="8").as_row()["answer"] == "8"
+    assert GeneratedTurn("x", 1, "", "It is 7.", "7!", answer="7").exact_match
+    assert not GeneratedTurn("x", 1, "", "7!", "7!", answer="8").exact_match
+    assert GeneratedTurn("x", 1, "", "7!", "7!", answer="8").as_row()["answer"] == "8"
