@@ -1,6 +1,6 @@
-"""Claims: what is put together from pieces is the template's own text, for every template behaviour; work grows with
-the conversation and not with its square; text that depends on messages far away is noticed, by the pieces themselves
-or by the comparison with the whole, and never used once it is.
+"""Claims: what is assembled from pieces is the template's own text, for every template behaviour; the work is linear in
+the length of the conversation; text that depends on distant messages is noticed, by the pieces themselves or by the
+comparison with the full rendering, and is never used from then on.
 """
 
 from __future__ import annotations
@@ -16,27 +16,21 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.paths import QUICKSTART, SHARED, needs_shared
+from support.paths import SHARED, needs_shared
+from support.rendering import DATE, behaving, made_of
 from support.rows import copy_tokenizer
-from support.templates import BEHAVIOURS, CALLS, CONTENT, PROMPT, call, template, thinking, tokenizer
+from support.templates import BEHAVIOURS, CALLS, CONTENT, PROMPT, call, template, thinking
 
 import mtr.chat.comparison
-from mtr.chat.history import History, PieceHistory, TangledError, _Cut
+from mtr.chat.history import Cut, History, PieceHistory, TangledError
+from mtr.chat.loading import make_renderer
 from mtr.chat.rendering import Renderer
 from mtr.chat.template import RefusedError, Template
 from mtr.data.conversation import Conversation
 from mtr.data.parsing import parse_row
 from mtr.errors import UserError
 
-DATE = "2026-01-31"
 TOOLS = [{"type": "function", "function": {"name": "count", "parameters": {}}}]
-
-
-@functools.cache
-def made_of(chat_template: str) -> Any:
-    loaded = transformers.AutoTokenizer.from_pretrained(str(QUICKSTART / "base"))
-    loaded.chat_template = chat_template
-    return loaded
 
 
 def chat(
@@ -66,7 +60,7 @@ def chat(
 
 
 def histories(made: Renderer, conversation: Conversation) -> tuple[PieceHistory, History]:
-    whole = made._whole(conversation)
+    whole = made._history(conversation)
     return PieceHistory(whole), whole
 
 
@@ -83,12 +77,6 @@ def texts(history: History, conversation: Conversation) -> list[str] | None:
         return [text(i, own) for i in conversation.turns if i for own in (None, history.messages[i])]
     except TangledError:
         return None
-
-
-def behaving(name: str, **keys: Any) -> Renderer:
-    behaviour, loaded = BEHAVIOURS[name], tokenizer(name)
-    stops = [loaded.convert_tokens_to_ids(stop) for stop in behaviour.stops]
-    return Renderer(loaded, thinking=behaviour.tags, date=DATE, stop_ids=stops, **keys)
 
 
 UNCUT = {"no generation prompt, and the system message only before the last user message"}
@@ -150,7 +138,7 @@ def test_real_conversations_one_after_the_other(name: str) -> None:
     rows = [json.loads(line) for line in (SHARED / "data" / "tau2_retail.jsonl").read_text().splitlines()[:10]]
     messages = [message for row in rows for message in row["messages"] if message["role"] != "system"]
     conversation = parse_row({"messages": [rows[0]["messages"][0], *messages], "tools": rows[0]["tools"]}, "row 1")
-    made = Renderer(transformers.AutoTokenizer.from_pretrained(str(SHARED / "tokenizers" / name)), date=DATE)
+    made = make_renderer(transformers.AutoTokenizer.from_pretrained(str(SHARED / "tokenizers" / name)), date=DATE)
     pieces, whole = histories(made, conversation)
     assert len(conversation.turns) > 80
     drafted = [[made._draft(conversation, h.before(i)) for i in conversation.turns[:60]] for h in (pieces, whole)]
@@ -223,22 +211,22 @@ LONG_CHATS = [[0] * 14, [6, 0, 0, 5, 4], [0, 1, 0, 2, 0, 0, 1, 0], [14]]
 
 @pytest.mark.parametrize("name", FAR)
 def test_text_that_depends_on_messages_far_away_is_rendered_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Renderer(made_of(FAR[name]), date=DATE)
+    made = make_renderer(made_of(FAR[name]), date=DATE)
     chats = [chat(stretches, seed) for seed, stretches in enumerate(LONG_CHATS)]
     for conversation in chats:
         pieces, whole = histories(made, conversation)
         assert texts(pieces, conversation) in (None, texts(whole, conversation))
 
-    def trusting(self: PieceHistory, cut: _Cut, at: int, *contexts: tuple[int, ...]) -> _Cut:
+    def trusting(self: PieceHistory, cut: Cut, at: int, *contexts: tuple[int, ...]) -> Cut:
         context = cut.contexts[-1]
         text = self._text_to((*context, *range(cut.at, at + 1)))
-        return _Cut(at, contexts, (*cut.pieces, text[len(self._text_to((*context, cut.at))) :]))
+        return Cut(at, contexts, (*cut.pieces, text[len(self._text_to((*context, cut.at))) :]))
 
     def only_the_last(_: PieceHistory, parts: Iterable[Sequence[int]]) -> list[int]:
         return [*([[], *parts][-1])]
 
     monkeypatch.setattr(PieceHistory, "_next", trusting)
-    monkeypatch.setattr(PieceHistory, "_standing_for", only_the_last)
+    monkeypatch.setattr(PieceHistory, "_representatives", only_the_last)
     wrong = [texts(pieces, c) != texts(whole, c) for c in chats for pieces, whole in [histories(made, c)]]
     assert any(wrong), "the test could not fail"
 
@@ -249,13 +237,13 @@ def test_a_tool_result_that_poses_as_a_user_message_is_rendered_right() -> None:
         "m.role == 'user'", "m.role == 'user' and not m.content.startswith('<tool_response>')"
     )
     conversation = chat([0] * 14, posing=True)
-    made = Renderer(made_of(text), date=DATE)
+    made = make_renderer(made_of(text), date=DATE)
     pieces, whole = histories(made, conversation)
     assert texts(pieces, conversation) == texts(whole, conversation)
     assert len(pieces._at_users) > 14, "it was not cut at all"
 
 
-# --- comparison with the whole ----------------------------------------------------------------------------------------
+# --- comparison with full renderings ----------------------------------------------------------------------------------
 
 REMINDER = template(
     thinking(when="loop.index0 > at.user") + CONTENT,
@@ -271,18 +259,18 @@ UNSEEN = {
 
 @pytest.mark.parametrize("name", UNSEEN)
 def test_first_conversations_are_compared_in_all_turns(name: str) -> None:
-    made, whole = (Renderer(made_of(UNSEEN[name]), date=DATE, rendering=how) for how in ("auto", "whole"))
+    made, whole = (make_renderer(made_of(UNSEEN[name]), date=DATE, rendering=how) for how in ("auto", "whole"))
     conversation = chat([0] * 40, seed=3, thinks=1.0)
     in_pieces, at_once = (texts(history, conversation) for history in histories(made, conversation))
     assert in_pieces not in (None, at_once)
     assert made.render(conversation) == whole.render(conversation)
-    assert not made._comparison.in_pieces, "it goes on with the whole"
+    assert not made._comparison.in_pieces, "it must continue with full renderings"
     assert made.render(conversation) == whole.render(conversation)
 
 
 def test_a_difference_found_late_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mtr.chat.comparison, "_COMPARED_FIRST", 0)
-    made = Renderer(made_of(template(thinking(when="loop.index0 > at.user") + CONTENT)), date=DATE)
+    made = make_renderer(made_of(template(thinking(when="loop.index0 > at.user") + CONTENT)), date=DATE)
     conversation = chat([0] * 40, seed=3)
     made.render(conversation)
     plain = History.render
@@ -298,8 +286,8 @@ def test_a_difference_found_late_stops_the_run(monkeypatch: pytest.MonkeyPatch) 
     message = str(error.value).split()[3].rstrip(":")
     assert int(message) in conversation.turns
     assert str(error.value) == (
-        f"row 1, message {message}: put together from pieces, its context is not what the template "
-        f"makes of the whole, and {made._comparison.uncompared.total()} turns before it were not compared; "
+        f"row 1, message {message}: rendered in pieces, its context differs from the full rendering, and "
+        f"{made._comparison.uncompared.total()} earlier turns were not compared; "
         "set data.rendering: whole and train again"
     )
 
@@ -312,7 +300,7 @@ def inspect(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> Callable[..., tuple[int, str]]:
-    """`mtr inspect` of conversations with a template, in samples from the first on: exit code and what is said."""
+    """`mtr inspect` of conversations with a template, compared in samples only: exit code and last line of output."""
     monkeypatch.setattr("mtr.chat.comparison._COMPARED_FIRST", 0)
 
     def run(text: str, chats: list[Conversation], *arguments: str) -> tuple[int, str]:
@@ -327,11 +315,11 @@ def inspect(
 def test_inspect_compares_all_turns(inspect: Callable[..., tuple[int, str]]) -> None:
     conversation = chat([0] * 40, seed=3)
     good = inspect(template(thinking(when="loop.last") + CONTENT), [conversation], "--verify")
-    assert good == (0, "row 0: every path of the tree is its turn, and every target is there")
+    assert good == (0, "row 0: every path of the tree is its turn, and every target is present")
     (number,) = (n for n, index in enumerate(conversation.turns) if index in (15, 16))
     assert inspect(REMINDER, [conversation], "--verify") == (
         1,
-        f"row 0: FAILED: turn {number}: rendered whole it is another text; set data.rendering: whole",
+        f"row 0: FAILED: turn {number}: rendered in full, its text is different; set data.rendering: whole",
     )
 
 
@@ -342,7 +330,7 @@ def test_a_difference_found_late_is_told_in_one_line(inspect: Callable[..., tupl
     code, said = inspect(text, chats, "--all")
     assert code == 2
     assert "rows.jsonl, line 2, message " in said
-    assert said.endswith("turns before it were not compared; set data.rendering: whole and train again")
+    assert said.endswith("earlier turns were not compared; set data.rendering: whole and train again")
     assert inspect(text, chats, "--all", "data.rendering=whole")[0] == 0
 
 

@@ -47,14 +47,14 @@ def test_findings(name: str) -> None:
 
 def test_a_template_is_audited_once_for_its_arguments_and_date(monkeypatch: pytest.MonkeyPatch) -> None:
     audited = []
-    finder = trials._Finder
+    try_out = trials._try_out
 
-    def counting(*keys: Any) -> Any:
+    def counting(*keys: Any) -> Findings:
         audited.append(keys)
-        return finder(*keys)
+        return try_out(*keys)
 
     monkeypatch.setattr(trials, "_CACHE", {})
-    monkeypatch.setattr(trials, "_Finder", counting)
+    monkeypatch.setattr(trials, "_try_out", counting)
     loaded = tokenizer("a switch closes it")
     makings: list[tuple[Template, list[int], Any]] = [
         (Template(loaded, {}, DAY), [], None),

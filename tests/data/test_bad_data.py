@@ -1,5 +1,5 @@
 """Claims: whatever is wrong with a row or a file, the user gets one line that names it, says what is wrong and, where
-it is not plain, how to mend it. One table of rows, one of files; a text that ends in "..." is pinned up to there.
+it is not obvious, how to fix it. One table of rows, one of files; a text that ends in "..." is pinned up to there.
 """
 
 from __future__ import annotations
@@ -132,12 +132,12 @@ BAD_ROWS: dict[str, tuple[Any, str, str]] = {
     "thinking parts in the middle": (
         assistant(content=[{"type": "text", "text": "x"}, {"type": "thinking", "thinking": "y"}]),
         ", message 1",
-        "thinking parts come before the text; a turn thinks first",
+        "thinking parts must come before the text; move them to the front",
     ),
     "thinking twice": (
         assistant(content=[{"type": "thinking", "thinking": "y"}], reasoning_content="z"),
         ", message 1",
-        "thinking both in a field and in parts of the content; leave one out",
+        "thinking both in a field and in parts of the content; remove one",
     ),
     "a user's thinking part": (
         {"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "y"}]}, ANSWER]},
@@ -217,8 +217,8 @@ BAD_ROWS: dict[str, tuple[Any, str, str]] = {
     "arguments are broken JSON": (
         assistant(tool_calls=[{"function": {"name": "f", "arguments": "{x: 1}"}}]),
         ", message 1",
-        "tool arguments are not valid JSON (those of 'f': Expecting property name enclosed in double quotes: "
-        "line 1 column 2 (char 1)); mend them",
+        "tool arguments are not valid JSON (in a call of 'f': Expecting property name enclosed in double quotes: "
+        "line 1 column 2 (char 1)); fix them",
     ),
     "tools are an object": (
         {"messages": [USER, ANSWER], "tools": {"name": "f"}},
@@ -239,7 +239,7 @@ BAD_ROWS: dict[str, tuple[Any, str, str]] = {
         assistant(content="\ud800"),
         ", message 1",
         "not valid text: 'utf-8' codec can't encode character '\\ud800' in position 1: surrogates not allowed; "
-        "mend or remove the broken escape",
+        "fix or remove the broken escape",
     ),
     "a tool schema is a name": (
         {"messages": [USER, ANSWER], "tools": ["search"]},
@@ -276,13 +276,13 @@ BAD_SHAPES: dict[str, tuple[str, Any, str, str]] = {
         "sharegpt",
         {"messages": [USER, ANSWER]},
         ", message 0",
-        "a ShareGPT message is an object with from and value, this is an object with role, content",
+        "a ShareGPT message must be an object with from and value, this is an object with role, content",
     ),
     "ShareGPT message is text": (
         "sharegpt",
         {"conversations": ["hi"]},
         ", message 0",
-        "a ShareGPT message is an object with from and value, this is str 'hi'",
+        "a ShareGPT message must be an object with from and value, this is str 'hi'",
     ),
     "unknown speaker": (
         "sharegpt",
@@ -313,13 +313,13 @@ BAD_SHAPES: dict[str, tuple[str, Any, str, str]] = {
         "sharegpt",
         {"conversations": [{"from": "human", "value": "x"}, {"from": "function_call", "value": "look it up"}]},
         ", message 1",
-        "a function_call holds JSON with name and arguments, this is str 'look it up'; mend the JSON",
+        "a function_call must be JSON with name and arguments, this is str 'look it up'; fix the JSON",
     ),
     "a function_call has no name": (
         "sharegpt",
         {"conversations": [{"from": "human", "value": "x"}, {"from": "function_call", "value": '{"arguments": {}}'}]},
         ", message 1",
-        "a function_call holds JSON with name and arguments, this is str '{\"arguments\": {}}'; mend the JSON",
+        "a function_call must be JSON with name and arguments, this is str '{\"arguments\": {}}'; fix the JSON",
     ),
     "nobody answers": (
         "sharegpt",
@@ -396,15 +396,15 @@ BAD_FILES: dict[str, tuple[str, bytes | None, dict[str, Any], str]] = {
         "rows.txt",
         GOOD,
         {},
-        "{file}: unknown kind of file; data files are .jsonl, .json, .parquet, .csv, .arrow "
-        "(text also .gz, .bz2, .xz, .zst)",
+        "{file}: unknown file type; data files are .jsonl, .json, .parquet, .csv, .arrow "
+        "(text files may be compressed: .gz, .bz2, .xz, .zst)",
     ),
-    "an archive": ("rows.zip", b"PK", {}, "{file}: unknown kind of file; data files are ..."),
+    "an archive": ("rows.zip", b"PK", {}, "{file}: unknown file type; data files are ..."),
     "a compressed table": (
         "rows.parquet.gz",
         gzip.compress(b""),
         {},
-        "{file}: unknown kind of file; data files are ...",
+        "{file}: unknown file type; data files are ...",
     ),
     "a broken line": (
         "rows.jsonl",
@@ -433,7 +433,7 @@ BAD_FILES: dict[str, tuple[str, bytes | None, dict[str, Any], str]] = {
         "rows.json",
         b'{\n"messages": []\n}',
         {},
-        "{file}: a .json file holds a list of rows, or one row a line",
+        "{file}: a .json file must hold a list of rows, or one row per line",
     ),
     "an array of numbers": ("rows.json", b"[1, 2]", {}, "{file}, row 1: a row is a JSON object, this is int 1"),
     "an array in JSON lines": (
@@ -483,7 +483,7 @@ BAD_FILES: dict[str, tuple[str, bytes | None, dict[str, Any], str]] = {
         "rows.csv",
         b"prompt,completion\na,b\nc,d,e\n",
         {},
-        "{file}, row 2: 3 cells under a header of 2; mend the row",
+        "{file}, row 2: 3 cells, but the header has 2; fix the row",
     ),
     "a CSV quote without end": (
         "rows.csv",

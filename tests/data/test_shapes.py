@@ -1,5 +1,5 @@
-"""Claims: each shape becomes the messages that it means, with nothing of the row lost; the shape is found from the
-first row or named. What bad rows are told is in test_bad_data.py.
+"""Claims: each shape becomes the messages that it means, and nothing of the row is lost; the shape is named, or is that
+of the first row. Errors of bad rows are in test_bad_data.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 
 def read(row: dict[str, Any], **keys: Any) -> Conversation:
     """As `auto` does."""
-    conversation = Reader(shape=None, **keys).told_by([row]).read(row, "rows.jsonl, line 1")
+    conversation = Reader(shape=None, **keys).with_shape_of([row]).read(row, "rows.jsonl, line 1")
     assert conversation.row is row
     return conversation
 
@@ -46,13 +46,13 @@ def messages(row: dict[str, Any], **keys: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_the_first_row_tells_the_shape(row: dict[str, Any], shape: str) -> None:
-    assert Reader(shape=None).told_by([row]).shape == shape
-    assert Reader(shape=None).told_by([RowError("x", "broken"), {"id": 1}, row, {"prompt": "", "completion": ""}])
+    assert Reader(shape=None).with_shape_of([row]).shape == shape
+    assert Reader(shape=None).with_shape_of([RowError("x", "broken"), {"id": 1}, row, {"prompt": "", "completion": ""}])
 
 
 def test_a_row_that_tells_nothing_is_passed_over_when_the_shape_is_looked_for() -> None:
     rows = [RowError("x", "not valid JSON"), [1], {"id": 1}, {"instruction": "x", "output": "y"}, {"messages": []}]
-    assert Reader(shape=None).told_by(rows).shape == "instruction"
+    assert Reader(shape=None).with_shape_of(rows).shape == "instruction"
 
 
 def test_openai_messages_under_another_usual_name() -> None:

@@ -8,6 +8,7 @@ from mtr.tree.batch import build_batch
 from mtr.tree.layout import View, merge
 from mtr.tree.mask import FULL, Span, Tree
 from mtr.tree.packing import Pack
+from mtr.tree.plan import Tile
 from support.trees import view
 
 
@@ -34,3 +35,8 @@ def random_forest(seed: int, size: int = 12, padding_to: int = 1) -> Tree:
 
 
 SPANS = [FULL, Span("sliding", 1), Span("sliding", 5), Span("sliding", 70), Span("chunked", 4), Span("chunked", 33)]
+
+
+def plain_causal(tree: Tree, span: Span = FULL) -> list[Tile]:
+    length = len(tree.subtree_end)
+    return [Tile(0, length, 0, length)]

@@ -29,3 +29,12 @@ def copy_tokenizer(folder: Path, template: str | None = None) -> Path:
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
     return folder
+
+
+def chat(*messages: Any) -> dict[str, Any]:
+    """A row of these messages."""
+    return {"messages": list(messages)}
+
+
+USER = {"role": "user", "content": "Ana has 4 coins."}
+ANSWER = {"role": "assistant", "content": "Ana has 4 coins now."}

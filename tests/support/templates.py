@@ -1,8 +1,8 @@
 """Small chat templates, one for each way in which real ones treat thinking, tools and the end of a turn.
 
-Each says in Python what a completion must be (`says`), so that a test can hold the renderer to it without asking the
-renderer, and what the audit must find. The honesty of `says` is itself tested: where `straight` is set, the template
-renders a turn as its prompt and then exactly that.
+Each has, in Python, the expected completion (`says`), so that tests can check the renderer independently of it, and
+the expected findings of the audit. `says` is itself tested: where `straight` is set, the template renders a turn as its
+prompt followed by exactly that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CALLS = (
 
 
 def opening(text: str) -> str:
-    """A generation prompt that goes on with a text."""
+    """A generation prompt followed by a text."""
     return "{{- '<|im_start|>assistant\\n" + text + "' -}}"
 
 
@@ -67,7 +67,7 @@ def template(
 
 
 def spaced(thought: str, response: str, calls: str) -> str:
-    """<think>, a line of its own for each tag, and what is said."""
+    """A think block with each tag on its own line, and the response."""
     block = f"<think>\n{thought}\n</think>\n\n" if thought else ""
     return f"{block}{response}{calls}<|im_end|>"
 
@@ -101,20 +101,20 @@ class Behaviour:
     found: dict[str, Any] = field(default_factory=dict)
     """Fields of Findings."""
     straight: bool = True
-    """A turn is rendered as its prompt and then its completion."""
+    """Whether a turn is rendered as its prompt followed by its completion."""
     thinks: bool = True
-    """Turns with thinking can be trained."""
+    """Whether turns with thinking can be trained."""
     tools: bool = True
     tokens: tuple[str, ...] = ()
-    """Special tokens beside those of ChatML."""
+    """Special tokens besides those of ChatML."""
     plain_tokens: tuple[str, ...] = ()
     """Added tokens that are not special."""
     stops: tuple[str, ...] = ()
-    """Of the generation config; else the tokenizer's eos, <|im_end|>."""
+    """Stop tokens of the generation config; without any, the tokenizer's eos, <|im_end|>."""
     bos: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     tags: tuple[str, str] | None = None
-    """Named in the recipe."""
+    """As the recipe names them."""
 
 
 LAST = thinking(when="loop.last")

@@ -1,8 +1,8 @@
-"""How far pieces are trusted: turns that were put together from them are compared with renderings of the whole.
+"""Guards rendering in pieces: turns assembled from pieces are compared with their full renderings.
 
-a kind's first conversations   all turns; a difference: everything is rendered whole from then on
-later ones                     the last turn, which holds every piece, and a few others; a difference stops the run,
-                               because turns that nobody compared have been used
+a kind's first conversations   all turns; after a difference, everything is rendered in full
+later ones                     the last turn, which contains every piece, and a few others; a difference stops the
+                               run, because turns that were not compared have been used
 """
 
 from __future__ import annotations
@@ -21,60 +21,63 @@ D = TypeVar("D")
 """A turn as text, or the reason why there is none."""
 
 _LONG = 32
-"""Turns to train from which a conversation is put together from pieces."""
+"""Conversations with at least so many turns to train are rendered in pieces."""
 _COMPARED_FIRST = 400
-"""Turns of one kind of conversation after which no more conversations are compared in all turns."""
+"""Once so many turns of one kind of conversation were seen, later conversations are compared in a few turns only."""
 _COMPARED_LATER = 3
-"""Turns of each later one beside its last."""
+"""Turns of each later conversation that are compared, besides its last."""
 
 
 class Comparison:
-    """One for all conversations of a renderer."""
+    """Renders in pieces and compares; one instance for all conversations of a renderer."""
 
     def __init__(self, in_pieces: bool) -> None:
         self.in_pieces = in_pieces
-        """Whether pieces are used at all; a difference ends it."""
+        """Whether pieces are used at all; turned off by a difference."""
         self.uncompared: Counter[Any] = Counter()
         """Turns that were used without a comparison, by the kind of conversation."""
         self._seen: Counter[Any] = Counter()
 
-    def drafts(self, conversation: Conversation, whole: History, draft: Callable[[Before], D]) -> list[D]:
+    def drafts(self, conversation: Conversation, full: History, draft: Callable[[Before], D]) -> list[D]:
         """All turns of a conversation.
 
+        Args:
+            draft: makes a turn of the messages before it.
+
         Raises:
-            UserError: a turn differs, after turns of the like were used that were not compared.
+            UserError: a turn differs, and earlier turns of its kind were used without a comparison.
         """
-        turns, pieces = conversation.turns, PieceHistory(whole)
+        turns, pieces = conversation.turns, PieceHistory(full)
         found = self._from_pieces(conversation, pieces, draft)
         if found is None:
-            return _drafted(whole, turns, draft)
+            return _drafted(full, turns, draft)
         chosen = self._chosen(pieces.kind, found)
-        for i, other in zip(chosen, _drafted(whole, [turns[i] for i in chosen], draft), strict=True):
+        for i, other in zip(chosen, _drafted(full, [turns[i] for i in chosen], draft), strict=True):
             if other == found[i]:
                 continue
             if uncompared := self.uncompared[pieces.kind]:
                 raise UserError(
-                    f"{conversation.where}, message {turns[i]}: put together from pieces, its context is not what the "
-                    f"template makes of the whole, and {uncompared:,} turns before it were not compared; "
-                    "set data.rendering: whole and train again"
+                    f"{conversation.where}, message {turns[i]}: rendered in pieces, its context differs from the full "
+                    f"rendering, and {uncompared:,} earlier turns were not compared; set data.rendering: whole and "
+                    "train again"
                 )
             self.in_pieces = False
-            return _drafted(whole, turns, draft)
+            return _drafted(full, turns, draft)
         self.uncompared[pieces.kind] += len(turns) - len(chosen)
         return found
 
-    def differing(self, conversation: Conversation, whole: History, draft: Callable[[Before], D]) -> list[int]:
-        """Numbers of the turns that are not the same when they are put together from pieces and when rendered whole."""
-        found = self._from_pieces(conversation, PieceHistory(whole), draft)
+    def differing(self, conversation: Conversation, full: History, draft: Callable[[Before], D]) -> list[int]:
+        """Numbers of the turns that differ between rendering in pieces and rendering in full."""
+        found = self._from_pieces(conversation, PieceHistory(full), draft)
         if found is None:
             return []
-        others = _drafted(whole, conversation.turns, draft)
+        others = _drafted(full, conversation.turns, draft)
         return [number for number, (one, other) in enumerate(zip(found, others, strict=True)) if one != other]
 
     def _from_pieces(
         self, conversation: Conversation, pieces: PieceHistory, draft: Callable[[Before], D]
     ) -> list[D] | None:
-        """None for a conversation that is rendered whole."""
+        """None for a conversation that is rendered in full."""
         trained = sum(conversation.messages[i].weight > 0 for i in conversation.turns)
         if not self.in_pieces or trained < _LONG:
             return None
@@ -84,6 +87,7 @@ class Comparison:
             return None
 
     def _chosen(self, kind: Any, drafts: Sequence[Any]) -> Sequence[int]:
+        """Numbers of the turns to compare."""
         turns, before = range(len(drafts)), self._seen[kind]
         self._seen[kind] += len(turns)
         if before < _COMPARED_FIRST:

@@ -1,22 +1,20 @@
-"""Where thinking stands in a message and in a text: spelled, opened, closed, read back.
+"""Thinking in a message and in a rendered text: how it is spelled, opened, closed and read back.
 
-    prompt = head + lead         lead: what the prompt's last words say about thinking, e.g. "<think>\\n"
-    own rendering = head + rest  rest: what the template makes of the turn itself
+    prompt = head + lead         lead: the think tags at the end of the prompt, if any, e.g. "<think>\\n"
+    own rendering = head + rest  rest: what the template renders for the turn itself
     completion                   what must follow the prompt, so that inference reads it as this turn
 
-Pure text; what the tags are and which spelling a template reads is found by `mtr.chat.trials`.
+Pure functions of text; `mtr.chat.trials` finds out what the tags are and which spelling a template reads.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
+from mtr.chat.findings import State, Tags
 from mtr.data.conversation import THINKING_KEYS
-
-Tags = tuple[str, str]
-State = Literal["nothing", "opens thinking", "closes thinking"]
 
 INLINE = "inline"
 THINKING_FIELDS = (*THINKING_KEYS, "tool_plan")
@@ -25,13 +23,14 @@ PARTS = "content parts"
 """The content as a list: {type: thinking, thinking: ...}, {type: text, text: ...}."""
 SPELLINGS = (*THINKING_FIELDS, PARTS, INLINE)
 COMMON_TAGS: Tags = ("<think>", "</think>")
+_COPIED_PART = re.compile(r"['\"]thinking['\"]\s*:")
 TAG = re.compile(r"[<\[][/\w:|]*(?:think|thought|reason)[\w:|]*[>\]]", re.IGNORECASE)
 
 
 def spell(
     message: Mapping[str, Any], thinking: str, response: str, spelling: str | None, tags: Tags | None
 ) -> dict[str, Any]:
-    """The message with its thinking in one place only; in none if the spelling is None."""
+    """The message with its thinking in one place only; without thinking if the spelling is None."""
     spelled = {key: value for key, value in message.items() if key not in THINKING_FIELDS}
     if response or "content" in message:
         spelled["content"] = response
@@ -39,15 +38,15 @@ def spell(
         opened, closed = tags or COMMON_TAGS
         spelled["content"] = f"{opened}\n{thinking}\n{closed}\n\n{response}"
     elif spelling == PARTS:
-        said = [{"type": "text", "text": response}] if response else []
-        spelled["content"] = [{"type": "thinking", "thinking": thinking}, *said]
+        text = [{"type": "text", "text": response}] if response else []
+        spelled["content"] = [{"type": "thinking", "thinking": thinking}, *text]
     elif spelling is not None:
         spelled[spelling] = thinking
     return spelled
 
 
 def split_inline(content: str, tags: Tags | None) -> tuple[str, str] | None:
-    """Thinking and response of a content that begins with a think block, else None."""
+    """Thinking and response of a content that begins with a think block; else None."""
     text = content.lstrip()
     for opened, closed in dict.fromkeys([tags or COMMON_TAGS, COMMON_TAGS]):
         if text.startswith(opened):
@@ -57,11 +56,16 @@ def split_inline(content: str, tags: Tags | None) -> tuple[str, str] | None:
     return None
 
 
+def is_copied_part(spelling: str, text: str) -> bool:
+    """Whether a template printed a thinking part as the dict that it is, rather than its thinking."""
+    return spelling == PARTS and _COPIED_PART.search(text) is not None
+
+
 def split_prompt(prompt: str, tags: Tags | None) -> tuple[str, str, State]:
-    """Head, lead, and what the lead does to the thinking."""
+    """Head and lead of a prompt, and what the lead does to the thinking."""
     if tags is not None:
         opened, closed = map(re.escape, tags)
-        alone = "?" if TAG.fullmatch(tags[1]) else ""  # </think> says by itself what it closes, <|end|> does not
+        alone = "?" if TAG.fullmatch(tags[1]) else ""  # </think> can only close thinking, <|end|> may close other text
         last = min((at for at in map(prompt.rfind, tags) if at >= 0), default=len(prompt))  # prompts are long
         for pattern, state in ((rf"(?:{opened}\s*){alone}{closed}\s*$", "closes"), (rf"{opened}\s*$", "opens")):
             if match := re.compile(pattern).search(prompt, last):
@@ -71,10 +75,10 @@ def split_prompt(prompt: str, tags: Tags | None) -> tuple[str, str, State]:
 
 
 def after_thinking(text: str, thinking: str, tags: Tags | None) -> str | None:
-    """What inference, which cuts at the tags, reads after this thinking; None if it reads another one.
+    """What inference, which splits at the tags, reads after this thinking; None if it reads other thinking.
 
     Args:
-        text: lead and completion.
+        text: what the prompt has opened, and the completion.
     """
     if tags is None:
         _, found, after = text.partition(thinking)
@@ -88,14 +92,18 @@ def after_thinking(text: str, thinking: str, tags: Tags | None) -> str | None:
 
 
 def rendered(rest: str, lead: str, state: State, tags: Tags | None) -> Iterator[str]:
-    """What may follow the prompt where the template renders the turn, thinking and all: the straight way first."""
+    """Candidates for what follows the prompt where the template renders the turn in full, the likeliest first.
+
+    Args:
+        rest: what the template renders for the turn.
+    """
     if rest.startswith(lead):
         yield rest[len(lead) :]
     if tags is None or state == "nothing":
         return
     text = rest.lstrip()
     if state == "opens thinking":
-        if text.startswith(tags[0]):  # spaced in another way
+        if text.startswith(tags[0]):  # with other white space than the prompt
             yield text[len(tags[0]) :].removeprefix(lead[len(tags[0]) :])
         yield rest
     else:
@@ -103,10 +111,10 @@ def rendered(rest: str, lead: str, state: State, tags: Tags | None) -> Iterator[
 
 
 def built(rest: str, thinking: str, state: State, tags: Tags, spacing: tuple[str, str, str]) -> str:
-    """Put together where the template leaves the thinking out.
+    """A completion assembled from the tags, where the template leaves the thinking out.
 
     Args:
-        rest: what the template makes of the turn without its thinking.
+        rest: what the template renders for the turn without its thinking.
         spacing: after the opening tag, before and after the closing one.
     """
     start = "" if state == "opens thinking" else tags[0] + spacing[0]
@@ -114,7 +122,7 @@ def built(rest: str, thinking: str, state: State, tags: Tags, spacing: tuple[str
 
 
 def without_block(rest: str, tags: Tags) -> str:
-    """The text without a think block that holds nothing, at its beginning."""
+    """The text without an empty think block at its beginning."""
     opened, closed = map(re.escape, tags)
     alone = "?" if TAG.fullmatch(tags[1]) else ""
     match = re.match(rf"\s*(?:{opened}\s*){alone}{closed}", rest) or re.match(rf"\s*{opened}", rest)

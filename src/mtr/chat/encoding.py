@@ -1,8 +1,8 @@
-"""Text to token ids, each piece once.
+"""Text to token ids, each piece encoded once.
 
-The N prompts of a conversation repeat each other, so encoding them whole costs as much as the N passes would. Added
-tokens (`<|im_start|>`) cut a text into pieces that a tokenizer encodes independently; pieces are remembered. Some
-tokenizers are not like that (a prefix space, added tokens that eat white space): then texts are encoded whole.
+The N prompts of a conversation repeat each other, so encoding each in full takes quadratic time. Added tokens
+(`<|im_start|>`) split a text into pieces that a tokenizer encodes independently, and the ids of pieces are cached. For
+some tokenizers this does not hold (a prefix space, added tokens that strip white space): they encode texts in full.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 from typing import Any
 
 _CHECKED_TEXTS = 16
-_REMEMBERED_PIECES = 20_000
+_CACHED_PIECES = 20_000
 _SAMPLE = 'A word, 3 digits: 123.\n\n  Two spaces; naïve café 你好 🙂\t{"key": [1.5, null]}\n'
 
 
 class Encoder:
-    """Encodes without special tokens; equal to the tokenizer's own encoding, checked at start-up and on first use."""
+    """Encodes without special tokens; equal to the tokenizer's own encoding, as checked on the first texts."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -34,30 +34,30 @@ class Encoder:
         if not texts:
             return []
         if self._cut is None:
-            return self._whole(texts)
+            return self._in_full(texts)
         encoded = [self._by_piece(text) for text in texts]
         if self._unchecked > 0:
             self._unchecked -= len(texts)
-            if encoded != (whole := self._whole(texts)):
+            if encoded != (full := self._in_full(texts)):
                 self._cut = None
-                return whole
+                return full
         return encoded
 
-    def _whole(self, texts: list[str]) -> list[list[int]]:
+    def _in_full(self, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids
 
     def _each(self, pieces: list[str]) -> list[list[int]]:
-        """Ids alone, without offsets and masks that nobody reads: a quarter faster."""
+        """Ids alone, without offsets and masks: a quarter faster."""
         if self._backend is None:
-            return self._whole(pieces)
+            return self._in_full(pieces)
         return [encoded.ids for encoded in self._backend.encode_batch_fast(pieces, add_special_tokens=False)]
 
     def _by_piece(self, text: str) -> list[int]:
         assert self._cut is not None
         pieces = self._cut.split(text)
         new = [p for p in dict.fromkeys(pieces) if p and p not in self._pieces and p not in self._added]
-        if len(self._pieces) + len(new) > _REMEMBERED_PIECES:
+        if len(self._pieces) + len(new) > _CACHED_PIECES:
             self._pieces.clear()
             new = [p for p in dict.fromkeys(pieces) if p and p not in self._added]
         if new:

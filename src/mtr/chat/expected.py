@@ -1,4 +1,4 @@
-"""What a completion must say, and whether a text says it."""
+"""What the completion of an assistant message must contain, and whether a text contains it."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from mtr.data.conversation import Message
 
 
 @dataclass(frozen=True)
-class Own:
-    """What one assistant message must say."""
+class Expected:
+    """An assistant message, its thinking and response apart."""
 
     message: Message
     thinking: str
     response: str
     spelling: str | None
-    """Where the data has the thinking."""
+    """Where the data has the thinking; None: there is none."""
 
 
-def _function(call: Any) -> Any:
-    return call.get("function", call)
-
-
-def _unsaid(text: str, own: Own) -> str:
-    """What the text lacks of the response and the calls, or nothing."""
-    calls = own.message.tool_calls
+def missing_response(text: str, expected: Expected) -> str:
+    """What the text lacks of the response and the tool calls; empty if nothing."""
+    calls = expected.message.tool_calls
     for call in calls:
-        name = _function(call)["name"]
-        wanted = sum(_function(other)["name"] == name for other in calls)
+        name = function_of(call)["name"]
+        wanted = sum(function_of(other)["name"] == name for other in calls)
         if text.count(name) < wanted:
-            some = any(_function(other)["name"] in text for other in calls)
+            some = any(function_of(other)["name"] in text for other in calls)
             return "the template drops a parallel tool call" if some else "the template drops its tool call"
-        if not all(_holds(text, argument) for argument in _texts(_function(call).get("arguments"))):
+        if not all(_contains(text, argument) for argument in _texts(function_of(call).get("arguments"))):
             return "the template drops an argument of its tool call"
-    if not calls and own.response not in text:
+    if not calls and expected.response not in text:
         return "the template does not render its response whole"
     return ""
+
+
+def function_of(call: Any) -> Any:
+    """The name and arguments of a tool call, with or without its `function` wrapper."""
+    return call.get("function", call)
 
 
 def _texts(arguments: Any) -> Iterator[str]:
@@ -54,9 +55,9 @@ def _texts(arguments: Any) -> Iterator[str]:
         yield arguments
 
 
-def _holds(completion: str, text: str) -> bool:
-    """Whether a text stands there as it is, or as JSON or Python write it."""
+def _contains(completion: str, text: str) -> bool:
+    """Whether the completion has the text as it is, or as JSON or Python would quote it."""
     if text.strip() in completion:
         return True
-    spelled = (json.dumps(text, ensure_ascii=False), json.dumps(text), repr(text))
-    return any(way[1:-1].strip() in completion for way in spelled)
+    quoted = (json.dumps(text, ensure_ascii=False), json.dumps(text), repr(text))
+    return any(way[1:-1].strip() in completion for way in quoted)

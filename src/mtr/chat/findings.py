@@ -1,5 +1,5 @@
-"""What is known about a chat template, found by `mtr.chat.trials`: facts for `mtr.chat.rendering` to build completions
-from, and for people to read in `mtr audit`.
+"""What is known about a chat template: facts found by `mtr.chat.trials`, used to build completions and shown by
+`mtr audit`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mtr.chat.completion import State, Tags
-
+Tags = tuple[str, str]
+"""What opens and closes thinking in a text."""
+State = Literal["nothing", "opens thinking", "closes thinking"]
+"""What the end of a generation prompt does to the thinking."""
 History = Literal["always", "since the last user message", "until answered", "only the final message", "never"]
 Survival = Literal["rendered", "lost", "refused"]
 OPENS, CLOSES, LEAVES = "opens the thinking", "closes the thinking", "leaves the thinking to the model"
@@ -24,12 +26,12 @@ class Stop:
     source: Literal["template", "next message", "generation config", "tokenizer"]
     """template: the turn's own rendering; next message: the template leaves it to the message that follows."""
     stops_inference: bool
-    """The generation config or the tokenizer says that inference stops at it."""
+    """Whether inference stops at it, by the generation config or the tokenizer."""
 
 
 @dataclass(frozen=True)
 class Switch:
-    """An argument of the template, found by trial, that changes what happens to thinking."""
+    """A value of a template argument that changes what happens to thinking, found by trial."""
 
     argument: str
     value: Any
@@ -46,22 +48,22 @@ class Findings:
     tags: Tags | None
     tags_from: Literal["recipe", "rendering", "template", "tokenizer"] | None
     spacing: tuple[str, str, str]
-    """After the opening tag, before and after the closing one, where a completion has to be put together."""
+    """White space after the opening tag, before and after the closing one, for completions assembled from the tags."""
     answers_read: tuple[str, ...]
-    """Spellings whose thinking is rendered on a turn that answers; none: it never is."""
+    """Spellings whose thinking is rendered on a turn that answers; empty if it never is."""
     calls_read: tuple[str, ...]
     """The same for a turn that calls tools."""
     fields: tuple[str, ...]
-    """Fields, or parts of the content, that the template itself looks at."""
+    """Fields, or parts of the content, that the template itself reads."""
     history: History
     """What the prompts of later turns keep of thinking in a field."""
     history_inline: History
-    """The same for thinking that stands inline in the content."""
+    """The same for thinking that is inline in the content."""
     switches: tuple[Switch, ...]
     answer_opening: str
     """What an answer without thinking begins with."""
     response_opening: str
-    """What stands between the closing tag and the response."""
+    """The text between the closing tag and the response."""
     answer_stop: Stop | None
     call_stop: Stop | None
     after_stop: str
@@ -76,14 +78,14 @@ class Findings:
     """Around a response."""
     close_tag_in_response: Survival
     tools: Survival
-    """Schemas."""
+    """The tool schemas."""
     calls: Survival
     arguments: Literal["object", "string"]
     """How the arguments of a tool call must be spelled."""
     call_content: Literal["absent", "empty"]
     """How a tool call without text must be spelled."""
     string_arguments: Survival
-    """lost: quoted a second time."""
+    """Arguments given as JSON text; lost: quoted a second time."""
     parallel_calls: Survival
     results: Survival
     text_beside_calls: Survival
@@ -108,5 +110,5 @@ class Findings:
 
 
 def spelled(value: Any) -> str:
-    """As a recipe writes it; a plain yes would be true in YAML."""
+    """As a recipe writes it, quoted: a bare yes would be true in YAML."""
     return json.dumps(value, ensure_ascii=False)

@@ -1,21 +1,22 @@
-"""What the template makes of the messages before a turn: rendered whole, or put together from pieces.
+"""The rendering of the messages before a turn, in full or assembled from pieces.
 
-A prompt is a rendering of everything before the turn, so N turns cost N histories, and a template that looks ahead from
-every message costs more still. But a history grows at its end. Cut before the content of user messages and tool
-results, its text is made of pieces that stay as they are while the conversation goes on:
+A prompt is a rendering of everything before the turn, so N turns render N histories, and a template that loops over all
+messages for each message is slower still. But a history only grows at its end. Cut before the content of user messages
+and tool results, its text consists of pieces that do not change as the conversation continues:
 
     S U1 | A1 U2 | C1 R1 C2 R2 A2 U3 | C3 R3 | C4 R4 | A3        S system, U user, A answer, C tool call, R its result
     start  stretch     stretch         rounds          newest
 
-A stretch goes on from one user message to the next and is rendered as history, its loop of tool calls closed. In the
-newest stretch, a round goes on from one tool result to the next and is rendered in the open loop, where templates keep
+A stretch runs from one user message to the next and is rendered as history, its loop of tool calls closed. In the
+newest stretch, a round runs from one tool result to the next and is rendered in the open loop, where templates keep
 thinking that they drop later.
 
-Each piece is rendered in two contexts: at the start of the conversation or loop, and after parts that stand for all
-that came before. It must be the same in both, so that a counter or a flag that the template carries along is seen, and
-it must leave the text before it as it was; if not, the conversation is rendered whole. What is newest follows the same
-few parts; where it changes the text before it (an answer that closes a loop), it is rendered with more, in the end with
-all. This is still a claim about the template, and none is trusted with it: `mtr.chat.comparison`.
+Each piece is rendered in two contexts: at the start of the conversation or loop, and after parts that represent all
+that came before. It must be the same in both, which catches counters and flags that the template carries along, and it
+must not change the text before it; otherwise the conversation is rendered in full. The newest messages are rendered
+after the same few parts; where they change the text before them (an answer that closes a loop), they are rendered with
+more context, in the end with all of it. That pieces are enough is an assumption about the template, so
+`mtr.chat.comparison` checks it.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ _CUT = "mtr cuts the text here"
 
 
 class TangledError(Exception):
-    """A piece depends on more than what is near; no text that was put together from pieces may be used."""
+    """A piece depends on distant messages, so no text assembled from pieces may be used."""
 
 
 class History:
-    """One conversation as its template is given it; every prompt is rendered whole."""
+    """One conversation as its template is given it; every prompt is rendered in full."""
 
     def __init__(self, template: Template, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None) -> None:
         self.template = template
@@ -51,10 +52,10 @@ class History:
         return Before(self, count)
 
     def render(self, count: int, own: Mapping[str, Any] | None) -> str:
-        """The first `count` messages, and then a turn's own message; if there is none, the generation prompt.
+        """The first `count` messages, followed by a turn's own message, or else by the generation prompt.
 
         Raises:
-            RefusedError: the template raises, with its own words.
+            RefusedError: the template raises; with its error message.
         """
         return self._render(range(count), own)
 
@@ -75,33 +76,33 @@ class Before:
         return self.history.messages[self.count - 1]
 
     def prompt(self) -> str:
-        """They and the generation prompt: what inference feeds."""
+        """These messages and the generation prompt: what inference is fed."""
         return self.history.render(self.count, None)
 
     def then(self, message: Mapping[str, Any]) -> str:
-        """They and one more message."""
+        """These messages and one more."""
         return self.history.render(self.count, message)
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """A place where the text is cut, and few messages after which it goes on as after all of them."""
+class Cut:
+    """A place where the text is cut, and a few messages after which it continues as after all of them."""
 
     at: int
     """The message before whose content the cut is."""
     contexts: tuple[tuple[int, ...], ...]
-    """Messages before that one: those that stand for all, and the fewest."""
+    """Messages before that one, twice: those that represent all, and as few as possible."""
     pieces: tuple[str, ...]
-    """What the template makes of all messages, up to the cut."""
+    """The rendering of all messages, up to the cut."""
 
 
 class PieceHistory(History):
-    """The same text, put together from pieces that are rendered once. All its methods may raise TangledError."""
+    """The same text, assembled from pieces that are rendered once. All methods may raise TangledError."""
 
-    def __init__(self, whole: History) -> None:
-        super().__init__(whole.template, whole.messages, whole.tools)
-        self._at_users: list[_Cut] = []
-        self._at_results: defaultdict[int, list[_Cut]] = defaultdict(list)
+    def __init__(self, full: History) -> None:
+        super().__init__(full.template, full.messages, full.tools)
+        self._at_users: list[Cut] = []
+        self._at_results: defaultdict[int, list[Cut]] = defaultdict(list)
         """Cuts within a stretch, by its user message."""
         self._texts: dict[tuple[int, ...], str | None] = {}
 
@@ -125,7 +126,7 @@ class PieceHistory(History):
 
     @property
     def kind(self) -> frozenset[Any]:
-        """All that a template may act upon."""
+        """All features of the messages that a template may act upon; conversations with the same ones are of a kind."""
         return frozenset[Any]().union(*self._features)
 
     def render(self, count: int, own: Mapping[str, Any] | None) -> str:
@@ -140,42 +141,42 @@ class PieceHistory(History):
                 continue
         return super().render(count, own)
 
-    def _newest_user(self, count: int) -> _Cut | None:
-        """The last cut between two stretches, after stretches that stand for all before it; None if there is none."""
+    def _newest_user(self, count: int) -> Cut | None:
+        """The last cut between two stretches, after stretches that represent all before it; None if there is none."""
         users = self._users[: bisect_left(self._users, count)]
         if not users:
             return None
         head = tuple(range(users[0]))
         if not self._at_users:
-            self._at_users.append(_Cut(users[0], (head,), (self._text_to((*head, users[0])),)))
+            self._at_users.append(Cut(users[0], (head,), (self._text_to((*head, users[0])),)))
         for k in range(len(self._at_users), len(users)):
-            earlier = self._standing_for(self._shortened(*ends) for ends in itertools.pairwise(users[: k + 1]))
+            earlier = self._representatives(self._shortened(*ends) for ends in itertools.pairwise(users[: k + 1]))
             self._at_users.append(self._next(self._at_users[-1], users[k], (*head, *earlier), head))
         return self._at_users[len(users) - 1]
 
-    def _newest_result(self, count: int) -> _Cut | None:
-        """The last cut within a loop, after its question and rounds that stand for all; None if there are few."""
+    def _newest_result(self, count: int) -> Cut | None:
+        """The last cut within a loop, after its question and rounds that represent all; None if there are few."""
         stretch = self._newest_user(count)
         results = self._results_in(stretch.at, count) if stretch else []
         if stretch is None or len(results) < 3:
             return None
         cuts, question = self._at_results[stretch.at], (*stretch.contexts[0], *range(stretch.at, results[0] - 1))
         for j in range(len(cuts), len(results)):
-            earlier, call = self._standing_for(_rounds(results[: j + 1])), results[j] - 1
+            earlier, call = self._representatives(_rounds(results[: j + 1])), results[j] - 1
             cuts.append(
                 self._next(cuts[-1] if j else stretch, results[j], (*question, *earlier, call), (*question, call))
             )
         return cuts[len(results) - 1]
 
     def _shortened(self, start: int, end: int) -> tuple[int, ...]:
-        """A stretch with only those rounds that stand for all."""
+        """A stretch with only those rounds that represent all."""
         results = self._results_in(start, end)
         if not results:
             return tuple(range(start, end))
-        return (*range(start, results[0] - 1), *self._standing_for(_rounds([*results, end + 1])))
+        return (*range(start, results[0] - 1), *self._representatives(_rounds([*results, end + 1])))
 
-    def _standing_for(self, parts: Iterable[Sequence[int]]) -> list[int]:
-        """Messages of the last parts that together have all that there is: what a template may remember of them."""
+    def _representatives(self, parts: Iterable[Sequence[int]]) -> list[int]:
+        """Messages of the last parts that together have all features: what a template may remember of them."""
         kept: list[int] = []
         known: set[Any] = set()
         for part in reversed(list(parts)):
@@ -188,17 +189,17 @@ class PieceHistory(History):
     def _results_in(self, start: int, end: int) -> list[int]:
         return self._results[bisect_left(self._results, start) : bisect_left(self._results, end)]
 
-    def _next(self, cut: _Cut, at: int, *contexts: tuple[int, ...]) -> _Cut:
+    def _next(self, cut: Cut, at: int, *contexts: tuple[int, ...]) -> Cut:
         """The cut after this one, with the piece between them."""
         messages = range(cut.at, at + 1)
         found = {self._after(cut, context, self._text_to((*context, *messages))) for context in cut.contexts}
         piece = found.pop()
         if found or piece is None:
             raise TangledError
-        return _Cut(at, contexts, (*cut.pieces, piece))
+        return Cut(at, contexts, (*cut.pieces, piece))
 
-    def _after(self, cut: _Cut, context: tuple[int, ...], text: str) -> str | None:
-        """What is new in a text since a cut; None if what came before it has changed."""
+    def _after(self, cut: Cut, context: tuple[int, ...], text: str) -> str | None:
+        """The part of a text that follows a cut; None if the text before the cut has changed."""
         start = self._text_to((*context, cut.at))
         return text[len(start) :] if text.startswith(start) else None
 
@@ -217,13 +218,13 @@ class PieceHistory(History):
 
 
 def _features(message: Mapping[str, Any]) -> set[Any]:
-    """What a template may act upon: its fields, for calls and answers apart, and thinking wherever it stands."""
+    """What a template may act upon: fields, with calls and answers kept apart, and thinking wherever it is."""
     kind = message["role"], bool(message.get("tool_calls"))
     found = {(kind, key) for key, value in message.items() if value}
-    said = Message(message)
-    return found | {(kind, "any thinking")} if said.thinking or TAG.search(said.content) else found
+    parsed = Message(message)
+    return found | {(kind, "any thinking")} if parsed.thinking or TAG.search(parsed.content) else found
 
 
 def _rounds(results: Sequence[int]) -> Iterator[range]:
-    """From each call that is answered to the next one."""
+    """The messages from each answered call to the next one."""
     return (range(first - 1, after - 1) for first, after in itertools.pairwise(results))

@@ -1,6 +1,6 @@
 """One tokenizer's chat template, with its arguments and the date of the run: messages -> text.
 
-What a template can be asked, and no more: all that is known about one is found by rendering (`mtr.chat.trials`).
+Nothing is interpreted here: what a template does is found by rendering (`mtr.chat.trials`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mtr.errors import UserError, one_line
 from mtr.recipe.sections import RESERVED_ARGUMENTS
 
 _GENERATION_TAG = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
-# In a macro of its own, the date is that of the run also where the run spans midnight. transformers hands a template
-# plain data only, so the macro looks the written-out formats up.
+# This macro shadows transformers' own strftime_now, so that the date stays that of the run when it spans midnight. A
+# template can only be given plain data, so the macro looks the result up by the format string.
 _FIXED_DATE = (
     "{% macro strftime_now(format) %}{{ mtr_dates[format] if format in mtr_dates else "
     "raise_exception('strftime_now is given a format that the template does not write out: ' ~ format) }}"
@@ -29,11 +29,11 @@ _FIXED_DATE = (
 
 
 class RefusedError(Exception):
-    """It cannot be rendered right; the text is the reason."""
+    """A turn cannot be rendered correctly; the text is the reason."""
 
 
 class Template:
-    """The template, ready to render. Nothing about it changes after it is made."""
+    """The template, ready to render; immutable."""
 
     def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None, day: Date | None = None) -> None:
         """
@@ -50,7 +50,7 @@ class Template:
         self.day = day or Date.today()
         written = tokenizer.chat_template
         self.text = "\n".join(written.values()) if isinstance(written, dict) else str(written)
-        """All of it; some tokenizers hold a second template for conversations with tools."""
+        """All of it; some tokenizers have a second template for conversations with tools."""
         self.special_texts = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
 
     def with_arguments(self, **arguments: Any) -> Template:
@@ -64,7 +64,7 @@ class Template:
     ) -> str:
         """
         Raises:
-            RefusedError: the template raises, with its own words.
+            RefusedError: the template raises; with its error message.
         """
         template = self.tokenizer.get_chat_template(tools=tools)
         dates = {}
@@ -88,7 +88,7 @@ class Template:
 
     @cached_property
     def switches(self) -> dict[str, list[Any]]:
-        """Names that the template looks up and nobody sets, each with the values worth trying on it."""
+        """Arguments that the template reads and that are not set elsewhere, each with the values worth trying."""
         tree = self._parse()
         if tree is None:
             return {}
@@ -96,7 +96,7 @@ class Template:
             names = meta.find_undeclared_variables(tree)
         except jinja2.TemplateError:  # a filter of another library
             return {}
-        for test in tree.find_all(nodes.Test):  # names that the template sets itself where they are not given
+        for test in tree.find_all(nodes.Test):  # names that the template gives a default if they are not set
             if test.name in ("defined", "undefined") and isinstance(test.node, nodes.Name):
                 names.add(test.node.name)
         names -= {*self.tokenizer.special_tokens_map, *RESERVED_ARGUMENTS, "raise_exception", "strftime_now"}

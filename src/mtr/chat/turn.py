@@ -5,18 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NOT_GENERATED = "no message comes before it, so inference never generates it"
-
-
 WEIGHT_ZERO = "the message says so (weight 0)"
-
-
 NOT_LAST = "train_on is last, and this is not the last turn"
-
-
 CHOSEN = (NOT_GENERATED, WEIGHT_ZERO, NOT_LAST)
-"""Reasons that the data or the recipe gives; every other one is a loss."""
-
-
+"""Reasons chosen by the data or the recipe; every other reason is a loss."""
 INLINE_HISTORY = (
     "earlier thinking stands inline, which the template treats otherwise than thinking in a field; "
     "thinking: {history: respell} moves it there"

@@ -1,9 +1,6 @@
-"""A row becomes a Conversation: messages as the chat template will see them, checked once.
+"""The records that rows become: conversations of messages, and rows that are skipped.
 
-What only the trainer reads (`train`, `weight`) is taken out of the message; everything else is handed to the
-template as the row spells it, but for two repairs that change no meaning: text parts are joined (to one string where
-there is no thinking among them), and tool arguments written as a JSON string become the object (most templates fail on
-the string or quote it twice).
+A Conversation was checked when it was made (`mtr.data.parsing`), and is immutable, so no message is checked twice.
 """
 
 from __future__ import annotations
@@ -17,11 +14,11 @@ THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 @dataclass(frozen=True)
 class Message:
-    """One message; `data` is what the template is given, role and content included."""
+    """One message; `data` is what the template is given, including role and content."""
 
     data: Mapping[str, Any]
     weight: float = 1.0
-    """Of its tokens in the loss; 0 for a turn that is context only."""
+    """Weight of its tokens in the loss; 0 for a turn that is context only."""
 
     @property
     def role(self) -> str:
@@ -29,17 +26,17 @@ class Message:
 
     @property
     def content(self) -> str:
-        """Its text, without thinking in parts."""
+        """Its text, without thinking parts."""
         return _join(self.data.get("content"), "text")
 
     @property
     def in_parts(self) -> bool:
-        """Whether the content is a list, its first part thinking."""
+        """Whether the content is a list of parts, the first of which is thinking."""
         return isinstance(self.data.get("content"), list)
 
     @property
     def thinking(self) -> str | None:
-        """The thinking where a field or a part of its own holds it, else None."""
+        """The thinking from its own field or part; None if there is none. Inline thinking is part of `content`."""
         if self.in_parts:
             return _join(self.data["content"], "thinking")
         return next((self.data[key] for key in THINKING_KEYS if self.data.get(key) is not None), None)
@@ -51,13 +48,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A whole chat and where it came from."""
+    """A complete chat, and where it came from."""
 
     messages: tuple[Message, ...]
     where: str
-    """File and row, for messages to people."""
+    """File and row, as messages name it."""
     tools: list[Any] | None = None
     row: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The row as it was read."""
 
     @property
     def turns(self) -> list[int]:
@@ -67,14 +65,14 @@ class Conversation:
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row that is not trained: it is bad, or outside the recipe's limits."""
+    """A row that is not trained on: it is bad, or outside the recipe's limits."""
 
     row: int | None
-    """Its number in the data, as `mtr inspect --index` counts; None in a stream."""
+    """Its index in the data, as in `mtr inspect --index`; None in a stream."""
     where: str
     """File and row."""
     reason: str
-    """What rows are counted by."""
+    """One of a finite number of texts, by which skipped rows are counted."""
     problem: str | None = None
     """What is wrong with this one; None for a row that is outside the limits."""
 

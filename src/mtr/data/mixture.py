@@ -1,11 +1,10 @@
-"""Rows become conversations in an order: how sources mix, what is held back or passed over, what an epoch takes.
+"""Local data: which rows an epoch takes from each source, and in which order.
 
 Local rows have an index, so the position in the data is a number: the order of an epoch is a function of
-(seed, epoch), and any step can be built from its number alone, by any process, in any worker. Hub streams have no
-index; they are read in order and replayed on resume.
+(seed, epoch), and any step can be built from its number alone, by any process, in any worker.
 
-A row that is passed over (bad, or outside the recipe's limits) keeps its place in the order, so that the position
-stays a number of rows.
+A skipped row (bad, or outside the recipe's limits) keeps its place in the order, so that the position stays a number
+of rows.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from mtr.data.sources import Ints, Rows
 from mtr.errors import RowError, UserError
 
 FIRST_ROWS = 200
-"""Rows that tell the shape of a source, and whether turns repeat."""
+"""Rows that are read ahead, to find the shape of a source and rows that repeat each other."""
 
 
 @dataclass(frozen=True)
@@ -41,33 +40,34 @@ class Opened:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Sources side by side, each with its weight. Rows are numbered through all of them, in file order."""
+    """Sources with their weights. Rows are numbered consecutively through all of them, in file order."""
 
     sources: tuple[Opened, ...]
     policy: Policy = field(default_factory=Policy)
     own: Ints | None = None
-    """Row numbers that an epoch takes; None: all."""
+    """Numbers of the rows that an epoch draws from, ascending; None: all."""
     groups: Ints | None = None
-    """Of each row, the number of the group that it stays with."""
+    """Of each row, the number of the group that it stays with; None: no groups."""
 
     def __len__(self) -> int:
-        """Rows of the sources."""
+        """Number of rows in the sources."""
         return int(self._ends[-1]) if self.sources else 0
 
     @cached_property
     def _ends(self) -> Ints:
-        """Of each source, the number after its last row."""
+        """Of each source, the number of its last row plus 1."""
         return np.cumsum([len(source.rows) for source in self.sources])
 
     @property
     def num_rows(self) -> int:
-        """Rows that an epoch may take."""
+        """Number of rows that an epoch draws from."""
         return len(self) if self.own is None else len(self.own)
 
     def conversation(self, index: int) -> Conversation:
-        """
+        """The conversation of a row, whatever the limits.
+
         Raises:
-            UserError: the row is bad, or there is none of this number.
+            UserError: the row is bad, or there is no such row.
         """
         taken = replace(self, policy=Policy()).take(index)
         assert isinstance(taken, Conversation)
@@ -79,25 +79,25 @@ class Mixture:
         return source.rows.where(at)
 
     def take(self, index: int) -> Conversation | SkippedRow:
-        """The conversation of a row, or why it is passed over.
+        """The conversation of a row, or why it is skipped.
 
         Raises:
             RowError: the row is bad, and bad rows are errors.
-            UserError: there is none of this number.
+            UserError: there is no such row.
         """
         source, at = self._find(index)
         return self.policy.take(source.reader.read, read_row(source.rows, at), source.rows.where(at), index)
 
     def first(self, count: int) -> Iterator[Conversation]:
-        """The first conversations of an epoch in file order, rows that are passed over left out."""
+        """The first conversations in file order, without skipped rows."""
         numbers = range(len(self)) if self.own is None else map(int, self.own)
         taken = (self.take(number) for number in numbers)
         return itertools.islice((t for t in taken if isinstance(t, Conversation)), count)
 
     def epoch(self, epoch: int, seed: int, shuffle: bool, step_size: int = 1) -> Ints:
-        """Row numbers of one epoch: each source as often as its weight says.
+        """Row numbers of one epoch: each row of a source as often as the source's weight says.
 
-        With groups, the members of one stand together, and no step of `step_size` rows ends inside a group that
+        With groups, the members of a group are adjacent, and no step of `step_size` rows ends inside a group that
         could have been placed elsewhere.
         """
         rng = np.random.default_rng((seed, epoch))
@@ -114,7 +114,7 @@ class Mixture:
         return rng.permutation(order) if shuffle else order
 
     def _share(self, numbers: Ints, size: int, rng: np.random.Generator) -> Ints:
-        """`size` of these rows by lot; by whole groups, as far as they go."""
+        """`size` of these rows at random; whole groups, except for the last one."""
         shuffled = rng.permutation(numbers)
         if self.groups is not None and size:
             drawn = dict(zip(dict.fromkeys(self.groups[shuffled].tolist()), itertools.count(), strict=False))
@@ -142,10 +142,10 @@ class Mixture:
 
 
 def fill_steps(groups: Sequence[list[int]], step_size: int) -> list[int]:
-    """Line up the groups so that steps of `step_size` rows cut as few of them as a greedy choice can.
+    """Order the groups so that few of them are split between steps of `step_size` rows, by a greedy choice.
 
-    Each place takes the earliest group that fits what is left of the step. Where none fits, one is cut: if possible
-    one that is larger than a step and has to be cut anyway.
+    The next group is always the earliest that fits the rest of the step. If none fits, one is split: if possible one
+    that is larger than a step and has to be split anyway.
     """
     waiting: dict[int, deque[int]] = defaultdict(deque)  # by size, the earliest first
     for i, group in enumerate(groups):
@@ -167,7 +167,7 @@ def fill_steps(groups: Sequence[list[int]], step_size: int) -> list[int]:
 
 
 def read_row(rows: Rows, index: int) -> Any:
-    """The row, or the error that reading it gives: a broken line is a bad row like any other."""
+    """The row, or the RowError raised when reading it: a broken line is a bad row like any other."""
     try:
         return rows.row(index)
     except RowError as error:

@@ -1,4 +1,7 @@
-"""What is worth saying about the data before it is trained on."""
+"""Remarks on the data before training: the shape it is read as, and rows that repeat each other.
+
+Only the first rows are read, and nothing is changed: a remark is never an error.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from mtr.data.mixture import FIRST_ROWS, Mixture
 from mtr.data.stream import Stream
 from mtr.errors import RowError
 
+_INLINE_THINKING = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
+
 
 def describe_data(data: Mixture | Stream) -> list[str]:
-    """What is worth saying about the data before it is trained on, read off its first rows."""
+    """Remarks on the data, one line each; none about a stream."""
     if isinstance(data, Stream):
         return []
     notes = [f"{s.name} is read as {s.reader.shape}" for s in data.sources if s.reader.shape != "messages"]
@@ -23,8 +28,8 @@ def describe_data(data: Mixture | Stream) -> list[str]:
     if repeating := count_repeating(taken):
         notes.append(
             f"{repeating} of the first {len(taken)} rows are the beginning of another row or equal to one: the data is "
-            "split per turn already, or holds rows twice, and such turns count twice; keep the longest row of each "
-            "conversation"
+            "already split per turn or has duplicate rows, and such turns count twice; keep only the longest row of "
+            "each conversation"
         )
     return notes
 
@@ -32,17 +37,17 @@ def describe_data(data: Mixture | Stream) -> list[str]:
 def count_repeating(conversations: Sequence[Conversation]) -> int:
     """How many conversations are the beginning of a longer one, or equal to an earlier one.
 
-    Thinking is left aside in the first case: a splitter may have taken it out of the earlier turns.
+    Thinking is ignored in the first case, because splitting per turn often removes it from earlier turns.
     """
-    going_on: dict[int, set[int]] = defaultdict(set)
+    continued: dict[int, set[int]] = defaultdict(set)
     ends: list[int] = []
-    whole: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
     repeating = set()
     for number, conversation in enumerate(conversations):
-        said = [json.dumps(dict(m.data), sort_keys=True, default=str) for m in conversation.messages]
+        texts = [json.dumps(dict(m.data), sort_keys=True, default=str) for m in conversation.messages]
         tools = json.dumps(conversation.tools, sort_keys=True, default=str)
-        whole["\0".join([tools, *said])] += 1
-        if whole["\0".join([tools, *said])] > 1:
+        seen["\0".join([tools, *texts])] += 1
+        if seen["\0".join([tools, *texts])] > 1:
             repeating.add(number)
         prefix, prefixes = hash(tools), []
         for message in conversation.messages:
@@ -53,12 +58,9 @@ def count_repeating(conversations: Sequence[Conversation]) -> int:
                 prefixes.append(prefix if message.weight > 0 else 0)
         ends.append(prefixes[-1])
         for earlier in prefixes[:-1]:
-            going_on[earlier].add(number)
-    repeating |= {number for number, end in enumerate(ends) if end and going_on.get(end, set()) - {number}}
+            continued[earlier].add(number)
+    repeating |= {number for number, end in enumerate(ends) if end and continued.get(end, set()) - {number}}
     return len(repeating)
-
-
-_INLINE_THINKING = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 
 
 def _try_take(data: Mixture, index: int) -> Conversation | None:

@@ -1,4 +1,7 @@
-"""From the recipe's sources to data that can be read: opened, grouped, divided."""
+"""Opens the data that a recipe names: `data.train`, its groups, the share held out for evaluation, and `data.eval`.
+
+Which rows are held out is a function of the seed: they are never trained on, in any epoch, in any process.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -36,7 +40,7 @@ def open_data(data: DataSection, sources: Sequence[Source]) -> Mixture | Stream:
     for source, rows in opened:
         reader = _reader(data, source)
         if reader.shape is None:
-            reader = reader.told_by(read_row(rows, i) for i in range(min(len(rows), FIRST_ROWS)))
+            reader = reader.with_shape_of(read_row(rows, i) for i in range(min(len(rows), FIRST_ROWS)))
         name = rows.where(0).rpartition(", ")[0] if len(rows) else source.path
         files.append(Opened(rows, name, source.weight, reader))
     mixture = Mixture(tuple(files), policy)
@@ -46,17 +50,17 @@ def open_data(data: DataSection, sources: Sequence[Source]) -> Mixture | Stream:
 
 
 def _reader(data: DataSection, source: Source) -> Reader:
-    """Without a shape where the recipe names none."""
+    """The reader of a source; without a shape if the recipe names none."""
     named = source.format or data.format
     columns = {str(name): column for name, column in data.columns.items()}
     return Reader(None if named == "auto" else named, data.messages, data.tools, columns)
 
 
 def open_training_data(data: DataSection, seed: int) -> tuple[Mixture | Stream, Mixture | None]:
-    """The data to train on, and the share of it that is held back for evaluation.
+    """The data to train on, and the share of it that is held out for evaluation; None if there is no such share.
 
     Raises:
-        UserError: as `open_data`; or a stream is to be grouped or divided.
+        UserError: as `open_data`; or a stream is to be grouped or split.
     """
     opened = open_data(data, data.train)
     for key in ("group_by", "eval_fraction"):
@@ -70,7 +74,7 @@ def open_training_data(data: DataSection, seed: int) -> tuple[Mixture | Stream, 
 
 
 def group_rows(mixture: Mixture, column: str) -> Ints:
-    """Of each row the number of its group: rows with the same value in `column`. A row without it stands alone.
+    """Of each row the number of its group: rows with the same value in `column`. A row without it is its own group.
 
     Raises:
         UserError: no row has the column.
@@ -95,22 +99,48 @@ def group_rows(mixture: Mixture, column: str) -> Ints:
 
 
 def split_data(mixture: Mixture, fraction: float, seed: int) -> tuple[Mixture, Mixture]:
-    """Hold back a share of the rows, by lot; whole groups where there are groups.
+    """Split off a random share of the rows for evaluation; whole groups where there are groups.
 
     Raises:
-        UserError: nothing would be left on one side.
+        UserError: nothing would be left to train on.
     """
     total = len(mixture)
     groups = np.arange(total) if mixture.groups is None else mixture.groups
-    lots = np.random.default_rng((seed, 0x5EED)).permutation(int(groups.max()) + 1)
-    by_lot = np.argsort(lots[groups], kind="stable")
+    ranks = np.random.default_rng((seed, 0x5EED)).permutation(int(groups.max()) + 1)
+    shuffled = np.argsort(ranks[groups], kind="stable")
     size = max(1, round(fraction * total))
-    while size < total and groups[by_lot[size]] == groups[by_lot[size - 1]]:
+    while size < total and groups[shuffled[size]] == groups[shuffled[size - 1]]:
         size += 1
     if size >= total:
         raise UserError(
             f"data.eval_fraction: {fraction} of {total} rows{'' if mixture.groups is None else ' in whole groups'} "
             "leaves nothing to train on; lower it, or name other data in data.eval"
         )
-    held_back, own = np.sort(by_lot[:size]), np.sort(by_lot[size:])
-    return replace(mixture, own=own), replace(mixture, own=held_back, groups=None)
+    held_out, own = np.sort(shuffled[:size]), np.sort(shuffled[size:])
+    return replace(mixture, own=own), replace(mixture, own=held_out, groups=None)
+
+
+def open_eval_data(data: DataSection, held_out: Mixture | None = None) -> dict[str, Mixture]:
+    """The data to evaluate on by name: the sources of `data.eval`, or the share held out of the training data.
+
+    Raises:
+        UserError: a source cannot be opened, or is a stream.
+    """
+    if held_out is not None:
+        return {"held back": held_out}
+    names = _short_names([source.path for source in data.eval])
+    opened = {}
+    for name, source in zip(names, data.eval, strict=True):
+        rows = open_data(data, [source])
+        if isinstance(rows, Stream):
+            raise UserError("data.eval: a Hub stream cannot be evaluated on; set data.streaming to false")
+        opened[name] = rows
+    return opened
+
+
+def _short_names(paths: list[str]) -> list[str]:
+    """File names if these are unique, else paths, numbered if these repeat too."""
+    short = [Path(path).name for path in paths]
+    if len(set(short)) == len(short):
+        return short
+    return paths if len(set(paths)) == len(paths) else [f"{path} ({i})" for i, path in enumerate(paths, 1)]

@@ -1,4 +1,10 @@
-"""TODO parsing"""
+"""A row of messages becomes a Conversation: messages as the chat template will see them, checked once.
+
+Keys that only the trainer reads (`train`, `weight`) are taken out of the message. Everything else is given to the
+template as the row spells it, except for two changes that keep the meaning: text parts are joined (to one string if
+there is no thinking among them), and tool arguments written as a JSON string are parsed (most templates fail on the
+string or quote it twice).
+"""
 
 from __future__ import annotations
 
@@ -13,16 +19,18 @@ T = TypeVar("T")
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-
-
-_MOST_WEIGHT = 1e6
+_MAX_WEIGHT = 1e6
 
 
 def parse_row(row: Any, where: str, messages: str = "messages", tools: str = "tools") -> Conversation:
-    """Check one row and make a Conversation of it.
+    """Check one row and make it a Conversation.
+
+    Args:
+        where: file and row, as errors name it.
+        messages, tools: names of the columns.
 
     Raises:
-        RowError: names the row (`where`), the message, and what to mend.
+        RowError: names the row, the message, what is wrong and the fix.
     """
     if not isinstance(row, Mapping):
         raise RowError(where, "a row is a JSON object", f", this is {kind(row)}")
@@ -64,7 +72,7 @@ def _parse_message(message: Any, where: str) -> Message:
         thinks = role == "assistant" and isinstance(data["content"], list)
         data["content"] = _parts(data["content"], where) if thinks else _text(data["content"], where)
         if isinstance(data["content"], list) and any(data.get(key) for key in THINKING_KEYS):
-            raise RowError(where, "thinking both in a field and in parts of the content", "; leave one out")
+            raise RowError(where, "thinking both in a field and in parts of the content", "; remove one")
     for key in THINKING_KEYS:
         if key in data and not isinstance(data[key], str):
             raise RowError(where, f"{key!r} must be text", f", this is {kind(data[key])}")
@@ -87,7 +95,7 @@ def _pop_weight(data: dict[str, Any], where: str) -> float:
         if key not in data:
             continue
         value = data.pop(key)
-        if not isinstance(value, (bool, int, float)) or not 0 <= value <= _MOST_WEIGHT:
+        if not isinstance(value, (bool, int, float)) or not 0 <= value <= _MAX_WEIGHT:
             raise RowError(where, f"{key!r} must be true, false or a number from 0 to 1e6", f", got {value!r}")
         weight *= float(value)
     return weight
@@ -104,29 +112,29 @@ def _text(content: Any, where: str) -> str:
 
 
 def _parts(content: list[Any], where: str) -> str | list[dict[str, str]]:
-    """Thinking and text, one part each; a string where there is no thinking."""
+    """Thinking and text as one part each; a string if there is no thinking."""
     thoughts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "thinking"]
     text = _text([part for part in content if part not in thoughts], where)
     thinking = ""
     for part in thoughts:
-        said = part.get("thinking")
-        if not isinstance(said, (str, list)):
-            raise RowError(where, "a thinking part needs its thinking as text", f", this is {kind(said)}")
-        thinking += _text(said, where)  # as Mistral's API has it, text parts again
+        thought = part.get("thinking")
+        if not isinstance(thought, (str, list)):
+            raise RowError(where, "a thinking part needs its thinking as text", f", this is {kind(thought)}")
+        thinking += _text(thought, where)  # a list of text parts in Mistral's API
     if not thinking.strip():
         return text
     if content[: len(thoughts)] != thoughts:
-        raise RowError(where, "thinking parts come before the text", "; a turn thinks first")
-    said = [{"type": "text", "text": text}] if text else []
-    return [{"type": "thinking", "thinking": thinking}, *said]
+        raise RowError(where, "thinking parts must come before the text", "; move them to the front")
+    text_parts = [{"type": "text", "text": text}] if text else []
+    return [{"type": "thinking", "thinking": thinking}, *text_parts]
 
 
 def _encodable(value: T, where: str) -> T:
-    """JSON can spell half of a surrogate pair, which is no text that a tokenizer takes."""
+    """The value, if it can be encoded: JSON can spell half of a surrogate pair, which tokenizers do not accept."""
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
-        raise RowError(where, "not valid text", f": {error}; mend or remove the broken escape") from None
+        raise RowError(where, "not valid text", f": {error}; fix or remove the broken escape") from None
     return value
 
 
@@ -143,14 +151,14 @@ def _parse_calls(calls: Any, where: str) -> list[Any]:
             try:
                 function["arguments"] = json.loads(function["arguments"] or "{}")
             except (ValueError, RecursionError) as error:
-                detail = f" (those of {function['name']!r}: {error}); mend them"
+                detail = f" (in a call of {function['name']!r}: {error}); fix them"
                 raise RowError(where, "tool arguments are not valid JSON", detail) from None
         parsed.append({**call, "function": function} if "function" in call else function)
     return parsed
 
 
 def from_json(value: Any) -> Any:
-    """Lists stored as JSON text (common in Parquet and CSV) become lists."""
+    """Parse lists and objects that are stored as JSON text (common in Parquet and CSV); anything else is returned."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -160,7 +168,7 @@ def from_json(value: Any) -> Any:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in the words of a message to people."""
+    """What a value is, in words for an error message."""
     if isinstance(value, list):
         kinds = sorted({str(p.get("type")) for p in value if isinstance(p, Mapping) and "type" in p})
         return f"a list ({', '.join(kinds)} parts)" if kinds else "an empty list" if not value else "a list"

@@ -1,4 +1,7 @@
-"""What happens to a row that is bad or outside the limits of the recipe."""
+"""What happens to rows that are bad or outside the limits of the recipe: they are errors, or are skipped and counted.
+
+Every row gives exactly one result, a Conversation or a SkippedRow, so that positions in the data stay numbers of rows.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from mtr.recipe.sections import FilterSection
 
 @dataclass(frozen=True)
 class Policy:
-    """What happens to a row that is bad or outside the limits."""
+    """Limits, and whether bad rows are skipped; rows outside the limits always are."""
 
     limits: FilterSection = field(default_factory=FilterSection)
     skip_bad: bool = False
@@ -23,9 +26,10 @@ class Policy:
     ) -> Conversation | SkippedRow:
         """
         Args:
-            read: makes a conversation of a row; `where` names it in errors.
-            row: or the error that reading it gave.
-            number: of the row in the data.
+            read: makes a row a conversation; its second argument names the row in errors.
+            row: the row, or the RowError raised when reading it.
+            where: file and row.
+            number: index of the row in the data; None in a stream.
 
         Raises:
             RowError: the row is bad, and bad rows are errors.

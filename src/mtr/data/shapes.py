@@ -1,12 +1,12 @@
-"""The shapes that chat rows come in. Each becomes a list of messages before anything else looks at it.
+"""The shapes that chat rows come in. Each is made a list of messages before anything else is checked.
 
     messages           {messages: [{role, content}, ...], tools}                  OpenAI
     sharegpt           {conversations: [{from, value}, ...], tools}
     prompt_completion  {prompt, completion}, texts or lists of messages           TRL
     instruction        {instruction, input, output, history: [[user, assistant]]} Alpaca
 
-Every shape may have its system prompt in a column `system`. A source has one shape: the one its recipe names, or that
-of its first row. Nothing is guessed beyond that: a later row of another shape is refused.
+Every shape may have its system prompt in a column `system`. A source has one shape: the one that the recipe names, or
+else that of its first row. Nothing else is guessed: a later row of another shape is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SPEAKERS = {
     "function_response": "tool",
 }
 _CALL = re.compile(r"\s*(<think>.*?</think>)?\s*(.*)", re.DOTALL)
-"""A function_call's value: thinking, if any, and the call as JSON."""
+"""The value of a function_call: thinking, if any, and the call as JSON."""
 
 
 @dataclass(frozen=True)
@@ -41,33 +41,37 @@ class Reader:
     """How the rows of one source become conversations."""
 
     shape: Shape | None = "messages"
-    """None: not known yet, see `told_by`."""
+    """None: not known yet, see `with_shape_of`."""
     messages: str = "messages"
-    """The column that holds the messages."""
+    """The column of the messages."""
     tools: str = "tools"
+    """The column of the tool schemas."""
     columns: Mapping[str, str | None] = field(default_factory=dict)
-    """Names of the other columns where they are not the usual ones; None: the column is not read."""
+    """Names of the other columns where they differ from the usual ones; None: the column is not read."""
 
     def read(self, row: Any, where: str) -> Conversation:
-        """Check one row and make a Conversation of it.
+        """Check one row and make it a Conversation.
+
+        Args:
+            where: file and row, as errors name it.
 
         Raises:
-            RowError: names the row, the message, and what to mend.
+            RowError: names the row, the message, what is wrong and the fix.
         """
         if not isinstance(row, Mapping):
             raise RowError(where, "a row is a JSON object", f", this is {kind(row)}")
-        assert self.shape is not None, "told_by comes first"
+        assert self.shape is not None, "call with_shape_of first"
         if self.shape == "messages":
             plain, column = row, self._list_column(row)
         else:
             make = {"sharegpt": self._sharegpt, "prompt_completion": self._prompt, "instruction": self._instruction}
             plain, column = {self.messages: make[self.shape](row, where), self.tools: row.get(self.tools)}, ""
-        system = self._text(row, "system", where, needed=False)
+        system = self._text(row, "system", where, required=False)
         plain = _with_system(plain, column or self.messages, system, where) if system else plain
         return replace(parse_row(plain, where, column or self.messages, self.tools), row=row)
 
-    def told_by(self, rows: Iterable[Any]) -> Reader:
-        """With the shape of the first row that has one; where none does, `messages`: its errors say what to mend."""
+    def with_shape_of(self, rows: Iterable[Any]) -> Reader:
+        """With the shape of the first row that has one; if none does, `messages`, whose errors say what is missing."""
         shapes = (self._shape_of(row) for row in rows if isinstance(row, Mapping))
         return replace(self, shape=next(filter(None, shapes), "messages"))
 
@@ -75,8 +79,8 @@ class Reader:
         listed = from_json(row.get(self._list_column(row)))
         if listed is not None:
             first = listed[0] if isinstance(listed, list) and listed else None
-            spoken = isinstance(first, Mapping) and "from" in first and "role" not in first
-            return "sharegpt" if spoken else "messages"
+            sharegpt = isinstance(first, Mapping) and "from" in first and "role" not in first
+            return "sharegpt" if sharegpt else "messages"
         if all(self._get(row, name) is not None for name in ("prompt", "completion")):
             return "prompt_completion"
         if all(self._get(row, name) is not None for name in ("instruction", "output")):
@@ -90,9 +94,9 @@ class Reader:
         column = self._column(name)
         return None if column is None else row.get(column)
 
-    def _text(self, row: Mapping[str, Any], name: str, where: str, needed: bool = True) -> str:
+    def _text(self, row: Mapping[str, Any], name: str, where: str, required: bool = True) -> str:
         value = self._get(row, name)
-        if value is None and not needed:
+        if value is None and not required:
             return ""
         if not isinstance(value, str):
             if value is None:
@@ -101,7 +105,7 @@ class Reader:
         return value
 
     def _list_column(self, row: Mapping[str, Any]) -> str:
-        """`data.messages`, or the usual name of ShareGPT data."""
+        """The column of the messages: `data.messages`, or the usual one of ShareGPT data."""
         other = self._column("conversations")
         return other if row.get(self.messages) is None and other and row.get(other) is not None else self.messages
 
@@ -112,10 +116,10 @@ class Reader:
             raise _no_column(row, self._column("conversations"), where)
         if not isinstance(entries, list) or not entries:
             raise RowError(where, f"{column!r} must be a non-empty list of messages", f", this is {kind(entries)}")
-        return [_said(entry, f"{where}, message {i}") for i, entry in enumerate(entries)]
+        return [_as_message(entry, f"{where}, message {i}") for i, entry in enumerate(entries)]
 
     def _prompt(self, row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-        """What the prompt holds is context: only the completion is trained."""
+        """Messages of the prompt are context; only the completion is trained."""
         prompt, completion = self._side(row, "prompt", "user", where), self._side(row, "completion", "assistant", where)
         return [{**m, "train": False} if m.get("role") == "assistant" else m for m in prompt] + completion
 
@@ -139,16 +143,16 @@ class Reader:
         if not pairs:
             reason = f"{self._column('history')!r} must be a list of [user, assistant] pairs of texts"
             raise RowError(where, reason, f", this is {kind(history)}")
-        asked = [self._text(row, "instruction", where), self._text(row, "input", where, needed=False)]
+        question = [self._text(row, "instruction", where), self._text(row, "input", where, required=False)]
         texts = [text for pair in history for text in pair]
-        texts += ["\n".join(filter(None, asked)), self._text(row, "output", where)]
+        texts += ["\n".join(filter(None, question)), self._text(row, "output", where)]
         return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def _said(entry: Any, where: str) -> dict[str, Any]:
+def _as_message(entry: Any, where: str) -> dict[str, Any]:
     """One ShareGPT entry as a message; keys beyond `from` and `value` are kept."""
     if not isinstance(entry, Mapping) or "from" not in entry:
-        raise RowError(where, "a ShareGPT message is an object with from and value", f", this is {kind(entry)}")
+        raise RowError(where, "a ShareGPT message must be an object with from and value", f", this is {kind(entry)}")
     role = _SPEAKERS.get(entry["from"]) if isinstance(entry["from"], str) else None
     if role is None:
         raise RowError(where, "unknown speaker", f" {entry['from']!r:.80}; speakers are {', '.join(_SPEAKERS)}")
@@ -161,17 +165,17 @@ def _said(entry: Any, where: str) -> dict[str, Any]:
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not isinstance(calls, list) or not all(isinstance(c, Mapping) and isinstance(c.get("name"), str) for c in calls):
         raise RowError(
-            where, "a function_call holds JSON with name and arguments", f", this is {kind(value)}; mend the JSON"
+            where, "a function_call must be JSON with name and arguments", f", this is {kind(value)}; fix the JSON"
         )
     wrapped = [{"type": "function", "function": dict(call)} for call in calls]
     return {"role": "assistant", "content": thinking or "", "tool_calls": wrapped, **message}
 
 
 def _with_system(row: Mapping[str, Any], column: str, system: str, where: str) -> Mapping[str, Any]:
-    """The row with its system prompt, which stands in a column of its own, before the first message."""
+    """The row, with the system prompt from its own column as the first message."""
     listed = from_json(row.get(column))
     if not isinstance(listed, list) or not listed or not isinstance(listed[0], Mapping):
-        return row  # refused for that
+        return row  # parse_row raises
     first = listed[0]
     if first.get("role") != "system":
         return {**row, column: [{"role": "system", "content": system}, *listed]}

@@ -1,7 +1,7 @@
-"""Where rows lie: files, folders, the Hub. Every kind gives rows by index and says where each one stands.
+"""Where rows are stored: files, folders, the Hub. Every kind gives rows by index, and the file and line of each.
 
-Memory: a JSON-lines file costs 8 bytes a row, whatever its size; a compressed one is held in memory, compressed; a
-JSON array, a Parquet or a CSV file is held whole; an Arrow folder is mapped from the disk.
+Memory: a JSON-lines file takes 8 bytes per row, whatever its size; a compressed one is held in memory, compressed; a
+JSON array, a Parquet or a CSV file is read into memory; an Arrow folder is memory-mapped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mtr.recipe.sections import Source
 Ints = NDArray[np.int64]
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-_CHUNK = 1 << 24  # bytes read at a time while lines are found
-_BLOCK = 1 << 18  # bytes of text compressed together, and unpacked again to read one row
+_CHUNK = 1 << 24  # bytes read at a time when looking for lines
+_BLOCK = 1 << 18  # bytes of text that are compressed together, and decompressed to read one row
 _SPACE = np.frombuffer(b"\t\n\v\f\r ", np.uint8)
 
 
@@ -36,13 +36,18 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def row(self, index: int) -> Any: ...
+    def row(self, index: int) -> Any:
+        """
+        Raises:
+            RowError: the row cannot be parsed.
+        """
 
-    def where(self, index: int) -> str: ...
+    def where(self, index: int) -> str:
+        """File and row, without reading it."""
 
 
 class JsonLines:
-    """A JSON-lines file by byte offsets. Every row keeps exactly the fields it has."""
+    """A JSON-lines file, read by byte offsets. Every row has exactly the fields that its line has."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -63,7 +68,7 @@ class JsonLines:
 
 
 class CompressedLines:
-    """A compressed JSON-lines file, held in blocks of lines that are compressed anew, so that any row is near."""
+    """A compressed JSON-lines file, held in blocks of lines that are compressed again, for random access."""
 
     def __init__(self, path: Path, file: Any) -> None:
         import pyarrow
@@ -114,7 +119,7 @@ class Listed:
 
 
 class Table:
-    """An Arrow table. Its columns are typed, so absent fields come back as None: they are taken out again."""
+    """An Arrow table. Its columns are typed, so fields that a row does not have are None: they are removed."""
 
     def __init__(self, name: str, table: Any) -> None:
         self._name = name
@@ -131,10 +136,10 @@ class Table:
 
 
 def open_source(source: Source, streaming: bool) -> list[Any]:
-    """The files of one source, each a Rows; or a Hub stream.
+    """The files of one source, each as Rows; or a Hub stream.
 
     Raises:
-        UserError: nothing there, or it cannot be read.
+        UserError: the source does not exist or cannot be read.
     """
     path = Path(source.path)
     if any(c in source.path for c in "*?[") and not path.exists():
@@ -162,7 +167,7 @@ def _open_folder(path: Path, split: str) -> list[Any]:
 
 
 def _open_arrow(path: Path, split: str) -> Table:
-    """A folder that `datasets` saved: one data set, or several splits."""
+    """A folder saved by `datasets`: one data set, or several splits."""
     from datasets import Dataset, load_from_disk
 
     try:
@@ -189,7 +194,9 @@ def _open_file(path: Path) -> Rows:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
     kinds = ", ".join(_SUFFIXES)
-    raise UserError(f"{path}: unknown kind of file; data files are {kinds} (text also {', '.join(_COMPRESSED)})")
+    raise UserError(
+        f"{path}: unknown file type; data files are {kinds} (text files may be compressed: {', '.join(_COMPRESSED)})"
+    )
 
 
 def _open_json(path: Path, suffix: str, packed: bool) -> Rows:
@@ -202,7 +209,7 @@ def _open_json(path: Path, suffix: str, packed: bool) -> Rows:
             rows = _parse_json(content + file.read(), str(path))
             return Listed(path, rows)
     if suffix == ".json" and content[:1] == b"{" and content.splitlines()[0].strip() == b"{":
-        raise UserError(f"{path}: a .json file holds a list of rows, or one row a line")
+        raise UserError(f"{path}: a .json file must hold a list of rows, or one row per line")
     if not packed:
         return JsonLines(path)
     with _unpacked(path) as file:
@@ -210,7 +217,7 @@ def _open_json(path: Path, suffix: str, packed: bool) -> Rows:
 
 
 def _unpacked(path: Path) -> Any:
-    """The file, opened to read its text."""
+    """The file, opened in binary mode and decompressed."""
     if path.suffix == ".zst":
         import pyarrow
 
@@ -233,7 +240,7 @@ def _read_table(path: Path, suffix: str) -> Any:
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
-    """Every cell is text, and an empty one is absent: a typed reader would make a number of the answer 42."""
+    """Every cell is text, and an empty one is absent: type inference would turn the answer 42 into a number."""
     csv.field_size_limit(2**31 - 1)
     with _unpacked(path) as file:
         text = file.read()
@@ -244,7 +251,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         for number, cells in enumerate(filter(None, lines), 1):
             if len(cells) != len(header):
                 raise UserError(
-                    f"{path}, row {number}: {len(cells)} cells under a header of {len(header)}; mend the row"
+                    f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}; fix the row"
                 )
             rows.append({name: cell for name, cell in zip(header, cells, strict=True) if cell})
         return rows
@@ -258,7 +265,9 @@ def _open_hub(source: Source, streaming: bool) -> Any:
     try:
         data = load_dataset(source.path, source.name, split=source.split, revision=source.revision, streaming=streaming)
     except Exception as error:  # the Hub client raises its own kinds
-        raise UserError(f"data: {source.path} is no file here, and the Hub says: {one_line(error)}") from None
+        raise UserError(
+            f"data: {source.path} is not a local file, and loading it from the Hub failed: {one_line(error)}"
+        ) from None
     return data if streaming else Table(source.path, data)
 
 
@@ -268,10 +277,10 @@ def _suffix(path: Path) -> str | None:
 
 
 def _line_starts(file: Any) -> tuple[Ints, Ints | None]:
-    """Byte offset of each line that is not blank, and its line number where blank lines shift it.
+    """Byte offset of each line that is not blank, and its number counted from 0, or None if no line is blank.
 
-    One pass over the file in large reads: nothing is kept of the text but the first byte of each line, which tells
-    whether a line can be blank at all.
+    One pass over the file in large reads: of the text only the first byte of each line is kept, which tells whether
+    the line can be blank at all.
     """
     starts, firsts = [], []
     at, opens = 0, True  # whether the next chunk opens a line
@@ -299,7 +308,7 @@ def _line_starts(file: Any) -> tuple[Ints, Ints | None]:
 
 
 def _blocks_of_lines(file: Any) -> Iterator[bytes]:
-    """The text in pieces of about _BLOCK bytes that end where a line does."""
+    """The text in blocks of about _BLOCK bytes that end at the end of a line."""
     rest: list[bytes] = []
     while chunk := file.read(_BLOCK):
         head, newline, tail = chunk.rpartition(b"\n")

@@ -1,4 +1,8 @@
-"""Hub data sets read as they come."""
+"""Hub data sets that are streamed, without being downloaded first.
+
+A stream has no length and no index: it is read in order, and replayed on resume. Its order is a function of
+(seed, epoch).
+"""
 
 from __future__ import annotations
 
@@ -15,20 +19,27 @@ from mtr.data.sources import without_none
 
 @dataclass(frozen=True)
 class Stream:
-    """Hub data sets read as they come: no length, no index."""
+    """Streamed data sets, interleaved at random by their weights."""
 
     sources: tuple[tuple[Any, str, float], ...]
+    """Of each source the data set, its name, and its weight."""
     readers: tuple[Reader, ...]
-    """Of each source; where one has no shape, the first row tells it."""
+    """Of each source; a reader without a shape takes the shape of the source's first row."""
     policy: Policy = field(default_factory=Policy)
     buffer: int = 10_000
+    """Rows in the shuffle buffer."""
 
     def first(self, count: int) -> Iterator[Conversation]:
-        """The first conversations, rows that are passed over left out."""
+        """The first conversations, without skipped rows."""
         taken = self.rows(0, 0, shuffle=False)
         return itertools.islice((t for t in taken if isinstance(t, Conversation)), count)
 
     def rows(self, epoch: int, seed: int, shuffle: bool) -> Iterator[Conversation | SkippedRow]:
+        """All rows of one epoch, those that are skipped included.
+
+        Raises:
+            RowError: a row is bad, and bad rows are errors.
+        """
         from datasets import interleave_datasets
 
         streams = []
@@ -58,5 +69,5 @@ class Stream:
             row = dict(without_none(raw))
             number, where = row.pop("mtr_source"), row.pop("mtr_where")
             if readers[number].shape is None:
-                readers[number] = readers[number].told_by([row])
+                readers[number] = readers[number].with_shape_of([row])
             yield self.policy.take(readers[number].read, row, where, None)

@@ -1,4 +1,4 @@
-"""A recipe that is checked against another one: which keys may differ when a run is resumed."""
+"""Which keys of a recipe may differ when a run is resumed: those that do not decide the mathematics of its steps."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _FREE_KEYS = (
     "training.report_to",
     "training.push_to_hub",
 )
-"""Keys that cannot change the mathematics of a step: they may differ when a run is resumed."""
+"""Keys, or sections, that cannot change the mathematics of a step."""
 
 
 def differing_keys(one: Recipe, other: Recipe) -> list[str]:
-    """Keys that decide the mathematics of a run and differ."""
+    """Keys that differ between two recipes and decide the mathematics of a run."""
 
     def flat(value: Any, key: str = "") -> dict[str, Any]:
         if key in _FREE_KEYS:

@@ -1,4 +1,9 @@
-"""From YAML and overrides to a recipe."""
+"""Loads a recipe from YAML and overrides, and checks it before anything heavy is imported.
+
+    recipe.yaml + section.key=value overrides  ->  Recipe (frozen)  ->  output_dir/recipe.yaml
+
+Unknown keys are errors that name the nearest known key.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,13 @@ import yaml
 from pydantic import ValidationError
 
 from mtr.errors import UserError, one_line
+from mtr.recipe.paths import resolve_paths
 from mtr.recipe.problems import explain
 from mtr.recipe.sections import Recipe, as_sources
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, and 2026-01-31 stays the text it is."""
+    """A SafeLoader that rejects duplicate keys and leaves dates such as 2026-01-31 as text."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -27,7 +33,7 @@ def _unique_keys(loader: _Loader, node: yaml.MappingNode, deep: bool = False) ->
     keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
-        raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, f"duplicate key {twice!r}", node.start_mark)
     loader.flatten_mapping(node)
     return yaml.SafeLoader.construct_mapping(loader, node, deep)
 
@@ -42,7 +48,7 @@ def _load_yaml(text: str) -> Any:
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read, override and check a recipe; local paths in it become absolute.
 
-    A relative path of the model or the data is looked up in the working directory, then beside the recipe.
+    A relative path of the model, the data or an adapter is looked up in the working directory, then next to the recipe.
 
     Raises:
         UserError: the file, an override or a key is wrong; the message names it and the nearest known key.
@@ -57,17 +63,17 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections (model, data, training, ...)")
-    return _resolve_paths(_validated(raw, overrides, str(path)), path.resolve().parent)
+        raise UserError(f"{path}: a recipe must be a mapping of sections (model, data, training, ...)")
+    return resolve_paths(_validated(raw, overrides, str(path)), path.resolve().parent)
 
 
 def load_saved_recipe(path: Path) -> Recipe:
-    """A recipe as a run saved it: resolved, with every default."""
+    """The recipe that a run saved: with absolute paths and every default."""
     return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def recipe_of_tokenizer(name: str, overrides: list[str] | None = None) -> Recipe:
-    """A recipe that holds a tokenizer's folder or Hub id and nothing to train.
+    """A recipe with a tokenizer's folder or Hub id, and without data.
 
     Raises:
         UserError: an override or a key is wrong.
@@ -106,7 +112,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
                 at[part] = {}
             at = at[part]
         if not isinstance(at, (dict, list)):
-            raise UserError(f"{override!r}: {part!r} holds a plain value, it has no keys")
+            raise UserError(f"{override!r}: {part!r} is a plain value and has no keys")
     if isinstance(at, list):
         _item(at, last, override)
         at[int(last)] = value
@@ -116,23 +122,5 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 def _item(items: list[Any], part: str, override: str) -> Any:
     if not part.isdigit() or int(part) >= len(items):
-        raise UserError(f"{override!r}: {part!r} is no index of a list of {len(items)}")
+        raise UserError(f"{override!r}: {part!r} is not an index into a list of {len(items)}")
     return items[int(part)]
-
-
-def _resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
-    def resolve(name: str) -> str:
-        if Path(name).expanduser().is_absolute():
-            return str(Path(name).expanduser())
-        for base in (Path.cwd(), folder):
-            if (base / name).exists() or (any(c in name for c in "*?[") and any(base.glob(name))):
-                return str(base / name)
-        return name
-
-    raw = recipe.model_dump()
-    raw["model"]["name_or_path"] = resolve(recipe.model.name_or_path)
-    if recipe.lora and recipe.lora.init_from:
-        raw["lora"]["init_from"] = resolve(recipe.lora.init_from)
-    for source in raw["data"]["train"] + raw["data"]["eval"]:
-        source["path"] = resolve(source["path"])
-    return Recipe.model_validate(raw)

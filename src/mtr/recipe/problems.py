@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in one line for people."""
+"""Explains pydantic's validation errors in one line: each wrong key, and the known key nearest to an unknown one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mtr.recipe.sections import Recipe
 
 
 def explain(error: ValidationError) -> str:
-    """One line for all that is wrong, each with its key and the nearest known one."""
+    """One line with everything that is wrong with a recipe."""
     parts: list[str] = []
     seen: set[str] = set()
     for problem in error.errors(include_url=False):
         keys = _keys_only([str(part) for part in problem["loc"]])
         where = ".".join(keys) or "recipe"
         if problem["type"] != "extra_forbidden" and where in seen:
-            continue  # the other branches of a union
+            continue  # another branch of the same union
         seen.add(where)
         if problem["type"] == "extra_forbidden":
             known = _known_keys(keys[:-1])
@@ -32,7 +32,7 @@ def explain(error: ValidationError) -> str:
         else:
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] in ("model_type", "model_attributes_type"):
-                message = "a section is a mapping of keys"
+                message = "a section must be a mapping of keys"
             given = problem.get("input")
             shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
             parts.append(f"{where!r}: {message}{shown}")
@@ -40,7 +40,7 @@ def explain(error: ValidationError) -> str:
 
 
 def _keys_only(location: list[str]) -> list[str]:
-    """A location without the names of union branches, which are no keys of the recipe."""
+    """A location without the names of union branches, which are not keys of the recipe."""
     section: type[BaseModel] | None = Recipe
     keys = []
     for part in location:

@@ -1,42 +1,45 @@
-"""The recipe: what a YAML file may say, checked before anything heavy is imported.
+"""The keys of a recipe, section by section, with their types, defaults and limits.
 
-    recipe.yaml + section.key=value overrides  ->  Recipe (frozen)  ->  output_dir/recipe.yaml
-
-Unknown keys are errors with the nearest known key; names are Hugging Face's wherever it has one. The recipe
-decides the mathematics of a run; the hardware only its speed.
+A recipe is frozen. Key names are Hugging Face's wherever it has one. The recipe decides the mathematics of a run; the
+hardware decides only its speed.
 """
 
 from __future__ import annotations
 
 import datetime
 import signal
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+Backend = Literal["flex", "varlen", "segment", "sdpa", "eager"]
+"""How attention over a tree is computed."""
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 Format = Literal["auto", "messages", "sharegpt", "prompt_completion", "instruction"]
-"""What a recipe may say: a shape, or auto."""
+"""A shape of rows, or auto."""
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
+    """Frozen; unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSection(Section):
     name_or_path: str
-    """A folder or a Hub id. `mtr inspect` needs only its tokenizer."""
+    """A folder or a Hub id. `mtr inspect` and `mtr audit` need only its tokenizer."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the weights; `auto` is the checkpoint's own."""
-    attention: Literal["auto", "flex", "varlen", "segment", "sdpa", "eager"] = "auto"
+    attention: Literal["auto", Backend] = "auto"
     """How the tree mask is computed; `auto` is the faster of flex and varlen on CUDA, and segment elsewhere."""
     trust_remote_code: bool = False
     load_in_4bit: bool = False
-    """QLoRA: frozen weights in 4 bits (NF4) through bitsandbytes, products in bfloat16."""
+    """QLoRA: frozen weights in 4 bits (NF4) with bitsandbytes, matmuls in bfloat16."""
 
 
 class LoraSection(Section):
@@ -47,17 +50,17 @@ class LoraSection(Section):
     target_parameters: list[str] | None = None
     """Parameters that belong to no linear layer, e.g. fused experts: [mlp.experts.gate_up_proj]."""
     modules_to_save: list[str] | None = None
-    """Modules trained whole and saved beside the adapter, e.g. [lm_head]."""
+    """Modules that are fully trained and saved with the adapter, e.g. [lm_head]."""
     use_rslora: bool = False
-    """Scale by alpha / sqrt(r) in place of alpha / r."""
+    """Scale by alpha / sqrt(r) instead of alpha / r."""
     use_dora: bool = False
-    """Train magnitude and direction of the weights apart."""
+    """Train magnitude and direction of the weights separately."""
     rank_pattern: dict[str, Positive] = {}
-    """r of modules by name or pattern, where it differs."""
+    """r of modules by name or pattern, where it differs from `r`."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """alpha of modules by name or pattern, where it differs."""
+    """alpha of modules by name or pattern, where it differs from `alpha`."""
     init_from: str | None = None
-    """Folder of an adapter to go on from, as a new run with a new optimizer."""
+    """Folder of an adapter to start from, in a new run with a new optimizer."""
 
     @model_validator(mode="after")
     def _dropout_on_modules_only(self) -> Self:
@@ -71,7 +74,7 @@ class ThinkingSection(Section):
     """The tag that opens the thinking; null: found in the template or the tokenizer."""
     close: str | None = None
     history: Literal["as_data", "respell"] = "as_data"
-    """Thinking of earlier turns is given to the template as the data spells it, or in the field that it reads."""
+    """Give thinking of earlier turns to the template as the data spells it, or in the field that the template reads."""
 
     @model_validator(mode="after")
     def _both(self) -> Self:
@@ -88,7 +91,7 @@ class Source(Section):
     split: str = "train"
     """Of a Hub data set, or of a folder that `datasets` saved with splits."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """How often an epoch holds each row: 0.5 takes every second row, 2.0 takes each row twice."""
+    """How often an epoch contains each row: 0.5 draws half of the rows, 2.0 takes each row twice."""
     revision: str | None = None
     format: Format | None = None
     """The shape of its rows; null: data.format."""
@@ -111,7 +114,7 @@ def _as_date(value: Any) -> Any:
 
 
 class FilterSection(Section):
-    """Conversations outside these limits are not trained; they are counted."""
+    """Conversations outside these limits are skipped and counted."""
 
     min_turns: Positive | None = None
     """A turn is an assistant message."""
@@ -135,30 +138,30 @@ class DataSection(Section):
     train: Annotated[list[Source], BeforeValidator(as_sources), Field(min_length=1)]
     eval: Annotated[list[Source], BeforeValidator(as_sources)] = []
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Hold back this share of data.train for evaluation. `eval: 0.05` is short for it."""
+    """Hold out this share of data.train for evaluation. `eval: 0.05` is short for it."""
     format: Format = "auto"
-    """The shape of the rows; auto: each source's first row tells."""
+    """The shape of the rows; auto: that of each source's first row."""
     messages: str = "messages"
-    """The column that holds the messages."""
+    """The column of the messages."""
     tools: str = "tools"
-    """The column that holds the tools; rows without it have none."""
+    """The column of the tool schemas; rows without it have none."""
     columns: dict[Column, str | None] = {}
-    """Names of the other shapes' columns where they are not the usual ones; null: not read."""
+    """Names of the other shapes' columns where they differ from the usual ones; null: not read."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """skip: count a bad row, write it to rejects.jsonl, go on."""
+    """skip: count a bad row, write it to rejects.jsonl and continue."""
     filter: FilterSection = FilterSection()
     group_by: str | None = None
     """A column: rows with the same value stay together under shuffling and, where they fit, in one step."""
     streaming: bool = True
-    """Read Hub data as it comes, without downloading it first. Local files are always read row by row."""
+    """Read Hub data as it arrives, without downloading it first. Local files are always read row by row."""
     shuffle: bool = True
     shuffle_buffer: Positive = 10_000
-    """Rows held to shuffle a stream; local files are shuffled exactly."""
+    """Rows in the buffer that shuffles a stream; local files are shuffled exactly."""
     rendering: Literal["auto", "whole"] = "auto"
-    """auto: conversations of 32 turns and more are put together from pieces that are each rendered once, and compared
-    with the whole: all turns of the first ones, then some of each; whole: every turn's history is rendered whole."""
+    """auto: conversations of 32 turns and more are assembled from pieces that are each rendered once, and compared with
+    the full rendering: all turns of the first ones, then some of each; whole: every prompt is rendered in full."""
     num_workers: Annotated[int, Field(ge=0)] | None = None
-    """Background processes that prepare steps; null: 2 beside an accelerator, else none."""
+    """Background processes that prepare steps; null: 2 with an accelerator, else none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -170,7 +173,7 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _one_evaluation(self) -> Self:
         if self.eval and self.eval_fraction:
-            raise ValueError("eval_fraction holds back a share of data.train, and data.eval names other data: keep one")
+            raise ValueError("eval_fraction holds out a share of data.train, and data.eval names other data: keep one")
         return self
 
 
@@ -181,38 +184,38 @@ class SequenceSection(Section):
     max_length: Positive = 4096
     """Longest path from root to leaf in tokens: what inference would see."""
     max_tokens: Positive | Literal["auto"] = 16384
-    """Most tokens in one pack. Larger trees are cut into several that repeat the shared prefix; auto: what the memory
-    holds, found by a short probe before training."""
+    """Most tokens in one pack. Larger trees are split into several that repeat the shared prefix; auto: what fits in
+    memory, found by a short probe before training."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
     """What happens to a turn longer than max_length."""
     on_oom: Literal["error", "split"] = "error"
-    """When the device's memory does not hold a pack: stop, or do the step again with smaller packs."""
+    """When a pack does not fit in the device's memory: stop, or repeat the step with smaller packs."""
 
     @property
     def budget(self) -> int:
-        """max_tokens as a number; what auto is where there is no probe."""
+        """max_tokens as a number; for auto, the value without a probe."""
         return max(16384, self.max_length) if self.max_tokens == "auto" else self.max_tokens
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.budget < self.max_length:
             raise ValueError(
-                f"max_tokens ({self.max_tokens}) is below max_length ({self.max_length}), so a long turn would fit "
-                "no pack: raise sequence.max_tokens or lower sequence.max_length"
+                f"max_tokens ({self.max_tokens}) is below max_length ({self.max_length}), so a long turn would not fit "
+                "in any pack: raise sequence.max_tokens or lower sequence.max_length"
             )
         return self
 
 
 class LossSection(Section):
     weighting: Literal["token", "turn", "conversation"] = "token"
-    """What weighs 1 in the mean: each supervised token, each turn, or each conversation."""
+    """What has weight 1 in the mean: each supervised token, each turn, or each conversation."""
 
 
 class GenerationSection(Section):
     conversations: Annotated[int, Field(ge=0)] = 0
-    """Conversations of data.eval that are played turn by turn before and after training; 0: none."""
+    """Conversations of data.eval that are generated turn by turn before and after training; 0: none."""
     max_new_tokens: Positive = 256
-    """Longest completion; a turn that is not finished by then counts as wrong."""
+    """Most tokens in a completion; a turn that is not finished by then counts as wrong."""
 
 
 Checkpointing = Literal["none", "selective", "full", "offload", "auto"]
@@ -239,7 +242,7 @@ def _as_signals(value: Any) -> Any:
 class TrainingSection(Section):
     output_dir: str
     conversations_per_step: Positive = 16
-    """Over all processes."""
+    """Over all processes together."""
     num_train_epochs: Annotated[float, Field(gt=0)] = 1
     max_steps: Positive | None = None
     """Overrides num_train_epochs and repeats the data as needed."""
@@ -248,45 +251,45 @@ class TrainingSection(Section):
         "cosine"
     )
     warmup_steps: Annotated[float, Field(ge=0)] = 0.03
-    """A number of steps, or below 1 a share of all steps."""
+    """A number of steps, or if below 1, a share of all steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
     gradient_checkpointing: bool | Checkpointing = True
-    """What is computed again in the backward: nothing (none, false), what is cheap (selective), each layer (full,
-    true), each layer with its input in the host's memory (offload); auto: the least of these that fits."""
+    """What is recomputed in the backward pass: nothing (none, false), cheap operations (selective), each layer (full,
+    true), each layer with its input kept in host memory (offload); auto: the least of these that fits."""
     torch_compile: bool = False
     """Compile the decoder layers: faster steps after minutes of compiling."""
     use_liger_kernel: bool = False
-    """Liger's kernels for norms, rotations and MLPs (CUDA; pip install liger-kernel)."""
+    """Liger's kernels for norms, rotary embeddings and MLPs (CUDA; pip install liger-kernel)."""
     logging_steps: Positive = 1
     eval_steps: Positive | None = None
-    """Evaluate every so many steps and at the end; null: at the end only."""
+    """Evaluate every this many steps and at the end; null: at the end only."""
     save_steps: Positive | None = None
-    """Write a checkpoint every so many steps."""
+    """Write a checkpoint every this many steps."""
     save_total_limit: Positive | None = 2
     """Checkpoints kept; null: all."""
     max_nonfinite_steps: Positive = 5
-    """Stop after so many steps in a row whose loss or gradient is not finite; each makes no update."""
+    """Stop after this many consecutive steps whose loss or gradient is not finite; such steps make no update."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     load_best_at_end: bool = False
     """Keep the checkpoint with the lowest evaluation loss, and export that one."""
     early_stopping_patience: Positive | None = None
-    """Stop after so many evaluations in a row without a lower loss."""
+    """Stop after this many consecutive evaluations without a lower loss."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
-    """Several processes: the whole model on each, or weights, gradients and optimizer shared out among them."""
+    """With several processes: replicate the model, or shard weights, gradients and optimizer state."""
     preempt_signal: Annotated[list[str], BeforeValidator(_as_signals)] = []
-    """Signals beside SIGTERM and SIGINT that end the run with a checkpoint, e.g. SIGUSR1 of SLURM."""
+    """Signals besides SIGTERM and SIGINT that end the run with a checkpoint, e.g. SIGUSR1 from SLURM."""
     on_save_error: Literal["continue", "stop"] = "stop"
-    """When a checkpoint cannot be written: go on with the last good one, or stop."""
+    """When a checkpoint cannot be written: keep the last good one and continue, or stop."""
     report_to: Annotated[list[Tracker], BeforeValidator(_as_trackers)] = []
-    """Trackers beside metrics.jsonl, which is always written; `none` is the empty list."""
+    """Trackers besides metrics.jsonl, which is always written; `none` is the empty list."""
     push_to_hub: str | None = None
-    """Hub repository, owner/name, that gets the result; made private if it is new."""
+    """Hub repository, owner/name, that the result is pushed to; created as private if it does not exist."""
 
     @property
     def checkpointing(self) -> Checkpointing:
-        """gradient_checkpointing, Hugging Face's true and false spelled out."""
+        """gradient_checkpointing, with Hugging Face's true and false as full and none."""
         asked = self.gradient_checkpointing
         return ("full" if asked else "none") if isinstance(asked, bool) else asked
 
@@ -305,7 +308,7 @@ RESERVED_ARGUMENTS = {
     "return_assistant_tokens_mask",
     "return_tensors",
 }
-"""What apply_chat_template is given by us, so no argument of the template."""
+"""Arguments that mtr itself gives to apply_chat_template, so a recipe must not."""
 
 
 class Recipe(Section):
@@ -314,9 +317,9 @@ class Recipe(Section):
     """Arguments for the chat template, e.g. {enable_thinking: true}."""
     thinking: ThinkingSection = ThinkingSection()
     train_on: Literal["all", "last"] = "all"
-    """Every assistant message, or the last one of each conversation; the others are context."""
+    """Train on every assistant message, or on the last one of each conversation; the others are context."""
     date: Annotated[str | None, BeforeValidator(_as_date)] = None
-    """The date that templates which print one are given; null: today, recorded in the saved recipe."""
+    """The date for templates that print one; null: today, recorded in the saved recipe."""
     lora: LoraSection | None = LoraSection()
     """null: train all weights."""
     data: DataSection
@@ -328,13 +331,13 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.model.load_in_4bit and self.lora is None:
-            raise ValueError("model.load_in_4bit needs lora: weights of 4 bits cannot be trained")
+            raise ValueError("model.load_in_4bit needs lora: 4-bit weights cannot be trained")
         if self.training.parallel == "fsdp2" and self.model.load_in_4bit:
             raise ValueError("model.load_in_4bit works with training.parallel: ddp only")
         if self.training.parallel == "fsdp2" and self.sequence.on_oom == "split":
             raise ValueError(
                 "sequence.on_oom: split works with training.parallel: ddp only; with fsdp2 every process takes part in "
-                "each pack, so one cannot do its packs again alone"
+                "each pack, so one process cannot repeat its packs alone"
             )
         if self.training.parallel == "fsdp2" and self.training.optim == "adafactor":
             raise ValueError("training.optim: adafactor works with training.parallel: ddp only")
@@ -346,15 +349,19 @@ class Recipe(Section):
     @classmethod
     def _not_reserved(cls, template: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(RESERVED_ARGUMENTS & template.keys()):
-            raise ValueError(f"{', '.join(taken)} is set by mtr; only the template's own arguments go here")
+            raise ValueError(f"{', '.join(taken)} is set by mtr; only the template's own arguments are allowed here")
         return template
 
     def dump(self) -> str:
-        """The whole recipe as YAML, defaults included."""
+        """The complete recipe as YAML, including defaults."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
     def replace(self, **sections: dict[str, Any]) -> Recipe:
-        """A copy with keys of some sections changed, e.g. `replace(sequence={"strategy": "per_turn"})`."""
+        """A copy with some keys changed, e.g. `replace(sequence={"strategy": "per_turn"})`.
+
+        Raises:
+            ValidationError: the changed recipe is not valid.
+        """
         raw = self.model_dump()
         for section, keys in sections.items():
             raw[section] = {**(raw[section] or {}), **keys}

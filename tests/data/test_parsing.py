@@ -1,5 +1,5 @@
-"""Claims: a good row becomes messages as the template will see them, with the trainer's own keys taken out; what a bad
-row is told is in test_bad_data.py.
+"""Claims: a good row becomes messages as the template will see them, with the trainer's own keys taken out; errors of
+bad rows are in test_bad_data.py.
 """
 
 from __future__ import annotations
