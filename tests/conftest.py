@@ -86,12 +86,12 @@ def mtr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """`mtr("verify", "recipe.yaml")` runs a command in this process: exit code, standard output, standard error."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        from mtr.cli import app as cli
+        from mtr.__main__ import main
 
         monkeypatch.setattr("sys.argv", ["mtr", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
-            cli.main()
+            main()
         captured = capsys.readouterr()
         code = exit_.value.code
         return (code if isinstance(code, int) else 0 if code is None else 1), captured.out, captured.err

@@ -1,16 +1,33 @@
-"""Rich consoles, set up once."""
+"""Rich consoles, and text cut to fit them."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Sequence
+from typing import TextIO
 
 from rich.console import Console
 
-if TYPE_CHECKING:
-    pass
-
 
 def console(file: TextIO | None = None) -> Console:
-    """On standard error, if no file is given."""
+    """A console that neither wraps nor highlights, on standard error by default."""
     return Console(file=file or sys.stderr, soft_wrap=True, highlight=False)
+
+
+def shorten(text: str, width: int) -> str:
+    """The text on one line; if it is longer than `width`, its middle is left out."""
+    text = text.replace("\n", "⏎")
+    if len(text) <= width:
+        return text
+    half = (width - 3) // 2
+    return f"{text[:half]} … {text[-half:]}"
+
+
+def first_few(names: Sequence[str], most: int = 4) -> str:
+    """The first `most` names, and how many more there are."""
+    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")
+
+
+def labelled(label: str, text: str) -> str:
+    """A line of a run's log: the label in a column of its own."""
+    return f"{label:<14}{text}"

@@ -15,9 +15,10 @@ import pytest
 import torch
 from support.paths import QUICKSTART
 
-from mtr.bench.cases import Options, bench, shapes_of, sweep
 from mtr.bench.plot import plot
-from mtr.bench.synthetic import Shape, make_views
+from mtr.bench.runs import bench, sweep
+from mtr.bench.setup import Options
+from mtr.bench.synthetic import Shape, make_views, shapes_of
 from mtr.model.loading import load_model
 from mtr.model.tree_model import TreeModel
 from mtr.recipe.loading import load_recipe
@@ -55,7 +56,7 @@ def test_a_case_that_does_less_is_seen_in_the_loss(write_recipe: Recipes, monkey
         kept = [group[:-1] for group in views] if strategy == "single_pass" else views
         return merge_conversations(kept, strategy, *others)
 
-    monkeypatch.setattr("mtr.bench.cases.merge_conversations", without_the_last_turn)
+    monkeypatch.setattr("mtr.bench.runs.merge_conversations", without_the_last_turn)
     result = bench(load_recipe(write_recipe()), conversations=2, repeats=1)
     assert result["max_relative_loss_difference"] > 1e-2
 
@@ -102,11 +103,11 @@ def test_the_padded_baseline_can_be_left_out(write_recipe: Recipes, mtr: Mtr) ->
     assert set(result["speedup"]) == {"vs_per_turn_packed"}
     code, out, _ = mtr("bench", write_recipe(), *arguments)
     assert code == 0
-    assert "- against padded" in out
+    assert "- vs padded" in out
 
 
 def test_the_packed_baseline_has_the_fastest_kernel(write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtr.bench.cases.usable_backends", lambda *_: ["eager", "segment"])
+    monkeypatch.setattr("mtr.bench.runs.usable_backends", lambda *_: ["eager", "segment"])
     slow = TreeModel.forward
 
     def forward(self: Any, batch: Any, touch: bool = False) -> torch.Tensor:
@@ -214,11 +215,11 @@ def test_random_weights_are_built_in_their_dtype(write_recipe: Recipes, config_o
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--vs", "axolotl"], "--vs: 'axolotl' is not known"),
-        (["--sweep", "--turns", "2,x"], "--turns: '2,x' is no list of whole numbers from 1 up"),
-        (["--sweep", "--turns", "0"], "--turns: '0' is no list"),
-        (["--sweep", "--thinking", ""], "--thinking: '' is no list of whole numbers from 0 up"),
-        (["--sweep", "--words", "0", "3"], "--words: a message has at least one word"),
+        (["--vs", "axolotl"], "--vs: 'axolotl' is not a trainer that mtr can time; the only one is trl"),
+        (["--sweep", "--turns", "2,x"], "--turns: '2,x' is not a comma-separated list of integers from 1 up"),
+        (["--sweep", "--turns", "0"], "--turns: '0' is not a comma-separated list"),
+        (["--sweep", "--thinking", ""], "--thinking: '' is not a comma-separated list of integers from 0 up"),
+        (["--sweep", "--words", "0", "3"], "--words: both numbers must be at least 1"),
         (["--attention", "fast"], "--attention: 'fast' is not one of"),
         (["--plot", "x.doc"], "--plot: x.doc must end in"),
     ],

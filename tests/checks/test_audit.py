@@ -39,12 +39,12 @@ def test_a_tokenizer_that_loses_nothing(mtr: Mtr, tmp_path: Path) -> None:
     for said in (
         "thinking tags <think> … </think>, found around rendered thinking",
         "thinking is read from reasoning_content, or inline",
-        "history thinking in a field is kept since the last user message, dropped before it; inline it is kept",
+        "in later prompts thinking in a field is kept since the last user message, dropped before it; inline it is",
         'generation prompt "<|im_start|>assistant\\n" leaves the thinking to the model',
         "an answer ends in <|im_end|>, written by the template",
         "tools schemas, calls, results, parallel calls, text beside a call rendered",
         "turns with thinking 2 of 2",
-        "training would lose nothing of the usual kinds of conversation",
+        "training would lose nothing of common conversations",
     ):
         assert said in words, said
 
@@ -64,7 +64,7 @@ def test_a_tokenizer_that_loses_something(mtr: Mtr, tmp_path: Path) -> None:
 def test_its_own_thinking_is_never_rendered_and_yet_trained(mtr: Mtr, tmp_path: Path) -> None:
     code, out, _ = mtr("audit", folder(tmp_path, "never rendered, the prompt opens it"))
     assert code == 0
-    assert "never rendered by the template: completions are put together from the tags" in in_words(out)
+    assert "never rendered by the template: completions are assembled from the tags" in in_words(out)
 
 
 def test_thinking_is_read_from_parts_of_the_content(mtr: Mtr, tmp_path: Path) -> None:
@@ -130,9 +130,9 @@ def test_a_recipes_rows(mtr: Mtr, write_recipe: Write, write_rows: Write, tmp_pa
     code, out, _ = mtr("audit", recipe)
     words = in_words(out)
     assert code == 1
-    assert "3 rows of 3: 4 of 6 turns are trained" in words
+    assert "3 of 3 rows: 4 of 6 turns are trained" in words
     assert f"refused 1 turn: {reason} (first: " in words
-    assert "left out 1 turn: the message says so (weight 0)" in words
+    assert "excluded 1 turn: the message says so (weight 0)" in words
 
 
 def test_with_data_only_the_data_counts(mtr: Mtr, write_recipe: Write, write_rows: Write, tmp_path: Path) -> None:

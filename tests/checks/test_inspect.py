@@ -15,7 +15,8 @@ from support.paths import SHARED, needs_shared
 from support.rows import conversation_row
 
 from mtr.chat.loading import load_renderer, load_tokenizer
-from mtr.checks.inspect import Inspection, check, describe, inspect_conversation, segments
+from mtr.checks.inspect import check, inspect_conversation
+from mtr.checks.inspection import Inspection, describe, segments
 from mtr.data.mixture import Mixture
 from mtr.data.opening import open_data
 from mtr.prepare.builder import Builder
@@ -144,10 +145,10 @@ def test_a_good_tree_has_no_problem(inspection: Inspection) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("position_ids", "not the depth"),
-        ("subtree_end", "other tokens than its ancestors"),
-        ("parent", "another sequence"),
-        ("input_ids", "another sequence"),
+        ("position_ids", "not the depth of its token"),
+        ("subtree_end", "other tokens than its ancestors and itself"),
+        ("parent", "a different sequence"),
+        ("input_ids", "a different sequence"),
         ("predictor", "targets of the tree"),
         ("target_id", "targets of the tree"),
         ("weight", "targets of the tree"),

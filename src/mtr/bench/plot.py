@@ -1,4 +1,4 @@
-"""Pictures of a bench, the limit drawn in."""
+"""Plots of bench results, with the limit drawn in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ _LIMIT = "#c1121f"
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Bars of the times of one bench, or speed-up against turns for a sweep."""
+    """Draw the times of one bench as bars, or the speed-ups of a sweep against turns.
+
+    Args:
+        result: of `bench` or `sweep`.
+        path: its suffix is the format.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     import matplotlib.figure as figure
 
     drawing = figure.Figure(figsize=(7, 4.6 if "points" in result else 3.4), layout="constrained")
@@ -46,7 +54,9 @@ def _plot_cases(result: dict[str, Any], drawing: Any) -> None:
     axes.invert_yaxis()
     shape = result["shape"]
     axes.set_xlabel("seconds for forward and backward (median, min to max)")
-    axes.set_title(f"{shape['conversations']} conversations, {shape['turns']} turns on {result['device']}", fontsize=10)
+    axes.set_title(
+        f"{shape['conversations']} conversations, {shape['turns']} turns, on {result['device']}", fontsize=10
+    )
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -74,7 +84,7 @@ def _plot_sweep(result: dict[str, Any], drawing: Any) -> None:
     upper.set_ylabel("speed-up over the faster\nper-turn baseline")
     first = result["points"][0]
     upper.set_title(
-        f"user {first['user']}, response {first['response']} tokens a turn, on {result['device']}", fontsize=10
+        f"per turn: user {first['user']}, response {first['response']} words, on {result['device']}", fontsize=10
     )
     upper.legend(frameon=False, fontsize=8)
     for axes in (upper, lower):

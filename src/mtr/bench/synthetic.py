@@ -1,78 +1,56 @@
-"""Conversations of a given shape, to measure on: words are tokens, so lengths are exact.
+"""Synthetic conversations of a given shape, to measure on: every word is one token, so lengths are exact.
 
     user 60, thinking 150, response 60, 8 turns  ->  rows in the chat format, random words, thinking in every turn
 
-The chat template drops the thinking of earlier turns, as those of reasoning models do. The conversations go through
-the same rendering as a user's; only the tokenizer is made up, so no other one has to be there.
+The conversations are rendered like a user's; only the tokenizer is synthetic too, so that no real one is needed.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtr.chat.rendering import Renderer
+from mtr.bench.tokenizer import make_tokenizer, make_words
+from mtr.chat.loading import make_renderer
 from mtr.data.parsing import parse_row
 from mtr.prepare.views import weigh
 from mtr.tree.layout import View
 
-TEMPLATE = """\
-{%- set ns = namespace(last=-1) -%}
-{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
-{%- for m in messages -%}
-{{- '<|im_start|> ' + m.role + ' ' -}}
-{%- if m.reasoning_content and loop.index0 > ns.last -%}
-{{- '<think> ' + m.reasoning_content + ' </think> ' -}}
-{%- endif -%}
-{{- m.content + ' <|im_end|> ' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|> assistant ' -}}{%- endif -%}
-"""
-SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
-_ROLES = ("user", "assistant")
-_THINK = ("<think>", "</think>")
-
 
 @dataclass(frozen=True)
 class Shape:
-    """All conversations of a shape have these sizes; the template adds 3 tokens a message and 2 around a thinking."""
+    """Sizes of a conversation, in words. The template adds 3 tokens per message, and 2 around thinking."""
 
     turns: int
     user: int
-    """Words of a user message."""
+    """Words per user message."""
     thinking: int
-    """0: no thinking at all, and nothing that forks."""
+    """Words per turn; 0: no thinking at all, so that nothing forks."""
     response: int
+    """Words per response."""
+
+    @property
+    def in_words(self) -> str:
+        return (
+            f"turns {self.turns}, words per turn: user {self.user}, thinking {self.thinking}, response {self.response}"
+        )
 
     @property
     def longest(self) -> int:
-        """Tokens of the last turn's view."""
+        """Tokens of the last turn, its prompt included."""
         return self.turns * (self.user + self.response + 6) + (self.thinking + 2 if self.thinking else 0)
 
 
-def make_words(vocabulary: int) -> list[str]:
-    """As many words as fit a vocabulary beside what the template writes, at most 4,096 entries in all."""
-    return [f"w{i}" for i in range(min(vocabulary, 4096) - len(SPECIAL) - len(_ROLES) - len(_THINK))]
-
-
-def make_tokenizer(words: list[str]) -> Any:
-    """One token a word, with the template."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    entries = [*SPECIAL, *_THINK, *_ROLES, *words]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(entries)}, unk_token=SPECIAL[0]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(list(SPECIAL))
-    tokenizer.add_tokens(list(_THINK))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[2], pad_token=SPECIAL[0])
-    fast.chat_template = TEMPLATE
-    return fast
+def shapes_of(turns: Sequence[int], thinking: Sequence[int], user: int, response: int) -> list[Shape]:
+    """Every number of turns with every length of thinking."""
+    return [Shape(n, user, length, response) for length, n in itertools.product(thinking, turns)]
 
 
 def make_rows(words: list[str], shape: Shape, conversations: int) -> list[dict[str, Any]]:
-    """Rows in the chat format, the same ones each time."""
+    """Rows in the chat format; every call returns the same ones."""
     rng = random.Random(0)
 
     def text(length: int) -> str:
@@ -90,9 +68,9 @@ def make_rows(words: list[str], shape: Shape, conversations: int) -> list[dict[s
 
 
 def make_views(shape: Shape, conversations: int, vocabulary: int) -> list[list[View]]:
-    """The turn views of each conversation, every completion token of weight 1."""
+    """The turns of each conversation, every completion token with weight 1."""
     words = make_words(vocabulary)
-    renderer = Renderer(make_tokenizer(words), {})
+    renderer = make_renderer(make_tokenizer(words), {})
     views = []
     for number, row in enumerate(make_rows(words, shape, conversations)):
         turns = renderer.render(parse_row(row, f"synthetic row {number}"))

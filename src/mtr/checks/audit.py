@@ -1,4 +1,4 @@
-"""What a chat template does to a conversation, for people: the findings in words, and what training would lose.
+"""What a chat template does to conversations, and what training with it would lose.
 
     findings (by sentinels)  +  sample conversations, rendered as in training  +  the rows of a recipe  ->  report
 
@@ -7,19 +7,20 @@ Every claim comes from rendering with this template, these arguments and this da
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
-from mtr.chat.completion import PARTS
-from mtr.chat.findings import Findings, Stop, spelled
+from mtr.chat.findings import Findings
 from mtr.chat.rendering import Renderer
 from mtr.chat.turn import CHOSEN, INLINE_HISTORY, Turn
 from mtr.data.conversation import Conversation, SkippedRow
+from mtr.data.mixture import Mixture
+from mtr.data.opening import open_data
 from mtr.data.parsing import parse_row
+from mtr.recipe.sections import Recipe
 
 _TOOL = {
     "type": "function",
@@ -60,21 +61,22 @@ KINDS: dict[str, tuple[list[dict[str, Any]], bool]] = {
     "turns without thinking": ([_user(), _answer(), _user("And Ben?"), _answer()], False),
     "thinking in a tool loop": (_LOOP, True),
     "parallel tool calls": ([_user(), _calls("Ana", "Ben"), _result(), _result(1), _answer()], True),
-    "text beside a tool call": ([_user(), _calls("Ana", content="I shall ask."), _result(), _answer()], True),
+    "text beside a tool call": ([_user(), _calls("Ana", content="Let me ask."), _result(), _answer()], True),
     "a system message": ([{"role": "system", "content": "Count."}, _user(), _answer()], False),
 }
-"""Usual conversations, each with or without tool schemas: losing any of them is a loss."""
+"""Common conversations: messages, and whether tool schemas are given. Losing a turn of any of them is a loss."""
 ODD_KINDS: dict[str, tuple[list[dict[str, Any]], bool]] = {
     "a developer message": ([{"role": "developer", "content": "Count."}, _user(), _answer()], False),
     "an assistant greeting first": ([_answer("Hello."), _user(), _answer()], False),
     "two user messages in a row": ([_user(), _user("And Ben?"), _answer()], False),
     "two assistant messages in a row": ([_user(), _answer("Let me count."), _answer()], False),
 }
+"""Unusual conversations: shown, but not counted as losses."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A sample conversation as training would take it."""
+    """What training would make of a sample conversation."""
 
     kind: str
     usual: bool
@@ -83,35 +85,39 @@ class Trial:
     reasons: tuple[str, ...]
     """Why turns are refused."""
     chosen: tuple[str, ...]
-    """Why turns are left out on purpose."""
+    """Why turns are excluded on purpose: by the data or the recipe."""
     notes: tuple[str, ...]
-    """What is left out of turns that are trained."""
+    """What turns that are trained are missing."""
     forks: bool
-    """A later turn does not go on from the turn before it: one pass needs copies."""
+    """A turn does not continue the turn before it, so that one pass needs copies."""
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """The turns of a recipe's rows."""
+    """What training would make of a recipe's rows."""
 
     rows: int
+    """Rows that were checked."""
     of_rows: int | None
-    """None: a stream."""
+    """Rows of `data.train`; None for a stream."""
     turns: int
     trained: int
     refused: dict[str, int]
-    """Turns by reason."""
+    """Number of turns by reason."""
     chosen: dict[str, int]
-    """Turns that the data or the recipe leaves out, by reason."""
+    """Number of turns that the data or the recipe excludes, by reason."""
     notes: dict[str, int]
+    """Number of trained turns by what they are missing."""
     unreadable: dict[str, int]
-    """Rows by error."""
+    """Number of rows by error."""
     examples: dict[str, str]
-    """Where the first turn of each reason and note stands."""
+    """The first turn with each reason and note: file, row and message."""
 
 
 @dataclass(frozen=True)
 class Report:
+    """All that `mtr audit` found."""
+
     name: str
     arguments: dict[str, Any]
     date: str
@@ -121,7 +127,7 @@ class Report:
 
     @property
     def losses(self) -> list[str]:
-        """What training would lose: of the data where there is some, else of usual conversations."""
+        """What training would lose: of the data if there is any, else of common conversations."""
         if self.data is not None:
             parts = {**self.data.refused, **self.data.notes, **self.data.unreadable}
             return [text for text in parts if text != INLINE_HISTORY]
@@ -134,10 +140,17 @@ class Report:
         ]
 
     def as_json(self) -> dict[str, Any]:
+        """What `mtr audit --json` prints."""
         return {**asdict(self), "losses": self.losses, "passed": not self.losses}
 
 
 def audit(renderer: Renderer, name: str, data: DataReport | None = None) -> Report:
+    """Render the sample conversations, and report on them, the template and the data.
+
+    Args:
+        name: of the model or tokenizer, for the report.
+        data: from `audit_rows`.
+    """
     trials = [
         _try(renderer, kind, usual, messages, with_tools)
         for usual, kinds in ((True, KINDS), (False, ODD_KINDS))
@@ -165,6 +178,7 @@ def _try(renderer: Renderer, kind: str, usual: bool, messages: list[dict[str, An
 
 
 def _forks(turns: Sequence[Turn]) -> bool:
+    """Whether a turn's prompt does not begin with the turn before it, completion included."""
     for turn, later in pairwise(turns):
         ids = turn.prompt_ids + turn.completion_ids
         if later.prompt_ids[: len(ids)] != ids:
@@ -172,8 +186,28 @@ def _forks(turns: Sequence[Turn]) -> bool:
     return False
 
 
+def sample_rows(recipe: Recipe, most: int) -> tuple[Iterator[Conversation | SkippedRow], int | None]:
+    """At most `most` rows of `data.train`, evenly spaced (of a stream: the first), bad rows as SkippedRow.
+
+    Returns:
+        The rows, and how many `data.train` has: None for a stream.
+
+    Raises:
+        UserError: a source is missing, unreadable or empty.
+    """
+    recipe = recipe.replace(data={"on_bad_row": "skip"})
+    data = open_data(recipe.data, recipe.data.train)
+    if not isinstance(data, Mixture):
+        return islice(data.rows(0, 0, shuffle=False), most), None
+    number = min(most, len(data))
+    return (data.take(index * len(data) // number) for index in range(number)), len(data)
+
+
 def audit_rows(renderer: Renderer, rows: Iterable[Conversation | SkippedRow], of_rows: int | None) -> DataReport:
-    """Render every row as training would, and count what it makes of the turns; rows outside the limits are no loss."""
+    """Render every row as training would, and count its turns by what happens to them.
+
+    Rows that `data.filter` excludes are counted in `rows` only.
+    """
     counts = {name: Counter[str]() for name in ("refused", "chosen", "notes", "unreadable")}
     examples: dict[str, str] = {}
     number = turns = trained = 0
@@ -194,144 +228,3 @@ def audit_rows(renderer: Renderer, rows: Iterable[Conversation | SkippedRow], of
                 examples.setdefault(text, where)
     by_number = {name: dict(counter.most_common()) for name, counter in counts.items()}
     return DataReport(number, of_rows, turns, trained, **by_number, examples=examples)
-
-
-# --- in words ---------------------------------------------------------------------------------------------------------
-
-
-def explain(report: Report) -> Iterator[tuple[str, str]]:
-    """Topic and sentence, in the order in which a reader asks."""
-    found = report.findings
-    if report.arguments:
-        yield "arguments", ", ".join(f"{key}: {spelled(value)}" for key, value in report.arguments.items())
-    yield from _explain_thinking(found)
-    yield from _explain_end(found)
-    yield from _explain_text(found)
-    yield from _explain_tools(found)
-    yield "system message", _SURVIVES[found.system]
-    if found.dated:
-        yield "date", f"the template prints one: {report.date} for this run (date in the recipe)"
-    if found.bos == "twice":
-        yield "BOS", "the template writes it twice"
-    elif found.bos == "template":
-        again = (
-            "; encoding with special tokens would add a second, so mtr encodes without" if found.bos_on_encode else ""
-        )
-        yield "BOS", f"the template writes it{again}"
-    elif found.bos_on_encode:
-        yield "BOS", "the template writes none and servers add none, so none is trained"
-    trials = [trial for trial in report.trials if trial.usual and trial.trained > 1]
-    for forks, meaning in ((True, "fork, each branch costs a copy"), (False, "go on as one path")):
-        if kinds := [trial.kind for trial in trials if trial.forks == forks]:
-            yield "layout", f"{', '.join(kinds)}: {meaning}"
-
-
-def _explain_thinking(found: Findings) -> Iterator[tuple[str, str]]:
-    where = {
-        "recipe": "named in the recipe",
-        "rendering": "found around rendered thinking",
-        "template": "spelled in the template",
-        "tokenizer": "found among the added tokens",
-    }
-    if found.tags is None or found.tags_from is None:
-        yield "thinking tags", "none found; name them in the recipe if the model thinks: thinking: {open: …, close: …}"
-    else:
-        yield "thinking tags", f"{found.tags[0]} … {found.tags[1]}, {where[found.tags_from]}"
-    fields = " or ".join(found.fields)
-    in_parts = found.fields == (PARTS,)
-    in_content = "inline" in (*found.answers_read, *found.calls_read)
-    if fields:
-        yield "thinking is read", f"from {fields}{', or inline in the content' if in_content else ''}"
-    elif in_content:
-        yield "thinking is read", "only inline, as part of the content"
-    else:
-        yield "thinking is read", "from nowhere"
-    yield "its own turn", _own_thinking(found)
-    if found.history == found.history_inline or not fields:
-        inline = "" if found.history == found.history_inline else "inline "
-        kept = f"{inline}thinking is {_HISTORY[found.history_inline]}"
-        yield "history", f"{kept}, but not from a field; thinking: {{history: respell}} moves it" if in_parts else kept
-    else:
-        yield (
-            "history",
-            (f"thinking in a field is {_HISTORY[found.history]}; inline it is {_HISTORY[found.history_inline]}"),
-        )
-    yield "generation prompt", f"{json.dumps(found.generation_prompt, ensure_ascii=False)} {_PROMPT[found.prompt_ends]}"
-    for switch in found.switches:
-        yield "switch", f"template: {{{switch.argument}: {spelled(switch.value)}}} {', '.join(switch.effects)}"
-
-
-def _own_thinking(found: Findings) -> str:
-    built = "put together from the tags"
-    if found.answers_read and (found.calls_read or found.calls != "rendered"):
-        return "rendered by the template"
-    if found.answers_read:
-        return f"rendered in an answer; with a tool call {built}"
-    if found.calls_read:
-        return f"rendered with a tool call; in an answer {built}"
-    if found.tags is None:
-        return "never rendered, and no tags are known: turns with thinking are refused"
-    return f"never rendered by the template: completions are {built}"
-
-
-_HISTORY = {
-    "always": "kept in every prompt",
-    "since the last user message": "kept since the last user message, dropped before it",
-    "until answered": "kept in a tool loop until it is answered, then dropped",
-    "only the final message": "dropped, also within a tool loop",
-    "never": "dropped",
-}
-_PROMPT = {
-    "nothing": "leaves the thinking to the model",
-    "opens thinking": "opens the thinking",
-    "closes thinking": "closes the thinking: turns that have some are refused",
-}
-_SURVIVES = {"rendered": "rendered", "lost": "LEFT OUT silently", "refused": "refused by the template"}
-
-
-def _explain_end(found: Findings) -> Iterator[tuple[str, str]]:
-    yield "an answer ends in", _stop(found.answer_stop)
-    if found.call_stop is not None and found.call_stop != found.answer_stop:
-        yield "a call ends in", _stop(found.call_stop)
-    if found.after_stop.strip():
-        yield "after that", f"{json.dumps(found.after_stop, ensure_ascii=False)} is written and not trained"
-    if found.answer_stop is not None and found.history_end != found.answer_stop.text:
-        yield "in history", f"the same answer ends in {found.history_end or 'nothing'}"
-
-
-def _explain_text(found: Findings) -> Iterator[tuple[str, str]]:
-    if found.whitespace != "kept":
-        what = "newlines" if found.whitespace == "newlines trimmed" else "white space"
-        yield "an answer's text", f"{what} around it is trimmed"
-    if found.close_tag_in_response != "rendered" and found.tags is not None:
-        yield "an answer's text", f"{found.tags[1]} in it cuts it: such turns are refused"
-
-
-def _stop(stop: Stop | None) -> str:
-    if stop is None:
-        return "nothing that is known: turns are refused"
-    source = {
-        "template": "written by the template",
-        "next message": "the first token of the message that follows",
-        "generation config": "from the generation config; the template writes none",
-        "tokenizer": "the tokenizer's eos; the template writes none",
-    }[stop.source]
-    warning = "" if stop.stops_inference else "; inference must be told to stop at it (eos_token_id)"
-    return f"{stop.text}, {source}{warning}"
-
-
-def _explain_tools(found: Findings) -> Iterator[tuple[str, str]]:
-    parts = {"schemas": found.tools, "calls": found.calls, "results": found.results}
-    if found.calls == "rendered":
-        parts |= {"parallel calls": found.parallel_calls, "text beside a call": found.text_beside_calls}
-        if found.text_beside_calls_with_thinking != found.text_beside_calls:
-            parts["text beside a call with thinking"] = found.text_beside_calls_with_thinking
-    groups: dict[str, list[str]] = {}
-    for part, survival in parts.items():
-        groups.setdefault(_SURVIVES[survival], []).append(part)
-    yield "tools", "; ".join(f"{', '.join(names)} {how}" for how, names in groups.items())
-    if found.calls == "rendered" and found.arguments == "string":
-        yield "tool arguments", "the template wants JSON text, so objects are written as such"
-    elif found.calls == "rendered" and found.string_arguments != "rendered":
-        how = "quotes twice" if found.string_arguments == "lost" else "refuses"
-        yield "tool arguments", f"JSON text, which the template {how}, is parsed first"

@@ -1,12 +1,13 @@
-"""Is one pass the same as N? Loss and every trainable gradient, on the user's model and data.
+"""Does one pass equal N passes? Compares the loss and every trainable gradient, on the user's model and data.
 
-The per-turn side shares nothing with the tree: each turn is a plain sequence, with the model's own attention, its own
-causal mask, its own logits, and a loss written out here.
+The per-turn side shares no code with the tree: each turn is a plain sequence, with the model's own attention, causal
+mask and logits, and a loss computed here.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,13 +17,11 @@ from mtr.attention.choice import choose_backends, fastest, pad_to_multiple_of
 from mtr.attention.interface import use_own_attention, use_tree_attention
 from mtr.attention.model_parts import base_model, text_config
 from mtr.chat.loading import load_renderer, load_tokenizer
-from mtr.data.opening import open_data
-from mtr.errors import UserError
+from mtr.checks.sample import first_views, without_dropout
 from mtr.model.device import pick_device
 from mtr.model.loading import load_model
 from mtr.model.tree_model import TreeModel
 from mtr.prepare.builder import Builder
-from mtr.prepare.views import weigh
 from mtr.recipe.sections import Recipe
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import View
@@ -34,31 +33,35 @@ TOLERANCE = {
     "bfloat16": {"loss": 1e-2, "gradient": 5e-2},
     "float16": {"loss": 1e-2, "gradient": 5e-2},
 }
-"""transformers computes norms and some softmaxes in float32 whatever the model's dtype, hence not 1e-15. What is wrong
-differs by 1e-1 and more; to tell rounding from a fault, use float64 or float32."""
+"""Largest relative difference by dtype. Not 1e-15 in float64: transformers computes norms and some softmaxes in float32
+whatever the model's dtype. An error in mask, positions or targets differs by 1e-1 and more; to tell it from rounding,
+use float64 or float32."""
 _ROUTED = 0.3
-"""Of gradients in 16 bits where experts are routed: a router that rounds the other way sends a token elsewhere."""
+"""Tolerance of gradients in 16 bits with routed experts: a router that rounds differently picks another expert."""
 
 
 def verify(
     recipe: Recipe, conversations: int = 4, dtype: str = "float64", attention: str | None = None
 ) -> dict[str, Any]:
-    """Compare single pass with one forward per turn on the first conversations of `data.train`.
+    """Compare the single pass with one pass per turn on the first conversations of `data.train`.
 
     Args:
-        conversations: how many.
-        dtype: of TOLERANCE.
-        attention: a backend to test in place of the recipe's.
+        conversations: how many of them.
+        dtype: of weights and computation, a key of TOLERANCE.
+        attention: a backend to test instead of the recipe's.
 
     Returns:
         What `mtr verify --json` prints.
+
+    Raises:
+        UserError: there is no turn to train, or model or data cannot be loaded.
     """
     device = pick_device()
     recipe = without_dropout(recipe)
     if attention:
         recipe = recipe.replace(model={"attention": attention})
     renderer = load_renderer(recipe, load_tokenizer(recipe))
-    views = first_views(recipe, Builder(recipe, renderer), conversations)
+    views = first_views(recipe, Builder(recipe, renderer).turns, conversations)
     model = load_model(recipe, device, dtype)
     model.eval()
     fill_lora_b(model, recipe.training.seed)
@@ -94,29 +97,8 @@ def _tolerance(dtype: str, config: Any) -> dict[str, float]:
     return {**TOLERANCE[dtype], **({"gradient": _ROUTED} if routed else {})}
 
 
-def without_dropout(recipe: Recipe) -> Recipe:
-    """A shared trunk shares its dropout mask, so equality is for dropout 0."""
-    return recipe if recipe.lora is None else recipe.replace(lora={"dropout": 0.0})
-
-
-def first_views(recipe: Recipe, builder: Builder, conversations: int) -> list[list[View]]:
-    """The views of the first conversations of `data.train`, those without a trained turn left out.
-
-    Raises:
-        UserError: there is no turn to train among them.
-    """
-    data = open_data(recipe.data, recipe.data.train)
-    first = data.first(conversations)
-    rendered = [builder.turns(conversation) for conversation in first]
-    views = [own for turns in rendered if (own := weigh(turns, recipe.loss.weighting))]
-    if not views:
-        reasons = "; ".join(sorted({turn.reason for turns in rendered for turn in turns if turn.reason}))
-        raise UserError(f"data.train: no turn to train in the first {conversations} conversations: {reasons}")
-    return views
-
-
 def fill_lora_b(model: Any, seed: int) -> None:
-    """LoRA starts with B = 0, where half of the gradients vanish: a comparison needs it filled."""
+    """Fill LoRA's B with random numbers: it starts at 0, where the gradients of A vanish and would prove nothing."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -124,7 +106,8 @@ def fill_lora_b(model: Any, seed: int) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
 
-def _gradients(model: Any, run: Any) -> tuple[float, dict[str, Tensor]]:
+def _gradients(model: Any, run: Callable[[], float]) -> tuple[float, dict[str, Tensor]]:
+    """The loss that `run` returns, and the gradients that it leaves on the trainable parameters."""
     model.zero_grad(set_to_none=True)
     loss = run()
     gradients = {
@@ -169,7 +152,7 @@ def _per_turn(model: Any, views: list[list[View]], weight_sum: float, device: to
 
 
 def _relative_difference(one: Tensor, other: Tensor) -> float | None:
-    """max|g1 - g2| / max|g2|; None where both are zero."""
+    """max|one - other| / max|other|; None if both are zero."""
     scale = float(other.abs().max())
     difference = float((one - other).abs().max())
     if scale == 0.0:

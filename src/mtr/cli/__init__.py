@@ -1,1 +1,6 @@
-"""cli"""
+"""The subcommands of `mtr`, a file each: its options are declared beside what it does.
+
+`options` and `session` hold what they share, `views` what people see. Heavy imports stay inside the commands.
+
+Imports: bench, checks, training, prepare, chat, data, recipe, files, console, errors.
+"""

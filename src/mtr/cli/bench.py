@@ -1,0 +1,123 @@
+"""`mtr bench`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mtr.cli.options import STDOUT, JsonFile, Overrides, RecipeFile, with_attention, write_result
+from mtr.cli.session import errors, load, writing
+from mtr.errors import UserError
+
+if TYPE_CHECKING:
+    from mtr.bench.setup import Options
+    from mtr.recipe.sections import Recipe
+
+
+def bench(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    conversations: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Conversations, from the start of data.train (default 8); with --sweep, per shape (default 1).",
+            show_default=False,
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed repeats of each case, after one warm-up.")] = 5,
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(help="Attention backend instead of the recipe's; give it several times to compare backends."),
+    ] = None,
+    all_backends: Annotated[
+        bool, typer.Option("--all-backends", help="Time every attention backend that is usable here.")
+    ] = False,
+    no_padded: Annotated[
+        bool, typer.Option("--no-padded", help="Skip the padded baseline, which is slow where there are many turns.")
+    ] = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Random weights: model.name_or_path needs none, only a config.")
+    ] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Synthetic conversations of several shapes instead of data.train.")
+    ] = False,
+    turns: Annotated[str, typer.Option(help="With --sweep: numbers of turns, comma-separated.")] = "2,4,8,16,32,64",
+    thinking: Annotated[str, typer.Option(help="With --sweep: words of thinking per turn, comma-separated.")] = "150",
+    words: Annotated[
+        tuple[int, int],
+        typer.Option(metavar="USER RESPONSE", help="With --sweep: words per user message and per response."),
+    ] = (60, 60),
+    versus: Annotated[
+        str | None,
+        typer.Option("--vs", metavar="trl", help="Also time another trainer, if installed, on the same turns."),
+    ] = None,
+    json_file: JsonFile = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Plot the times and the limit (.png, .svg or .pdf).")
+    ] = None,
+) -> None:
+    """Time one pass against one pass per turn, packed and padded, forward and backward, on your model and data."""
+    with errors():
+        loaded = load(recipe, overrides)
+        _check(plot, versus)
+        grid = _grid(turns, thinking, words)
+        for name in attention or []:
+            with_attention(loaded, name)
+        from mtr.bench.setup import Options
+
+        options = Options(tuple(attention or ()), all_backends, random_weights, not no_padded, versus == "trl")
+        _output(_measure(loaded, options, conversations, repeats, grid if sweep else None), json_file, plot)
+
+
+_Grid = tuple[list[int], list[int], int, int]
+
+
+def _check(plot: Path | None, versus: str | None) -> None:
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--plot: {plot} must end in .png, .svg or .pdf")
+    if versus not in (None, "trl"):
+        raise UserError(f"--vs: {versus!r} is not a trainer that mtr can time; the only one is trl")
+
+
+def _grid(turns: str, thinking: str, words: tuple[int, int]) -> _Grid:
+    """Turns, words of thinking, and words of a user message and of a response: what `shapes_of` takes."""
+    grid = (_numbers("--turns", turns, least=1), _numbers("--thinking", thinking, least=0), *words)
+    if min(words) < 1:
+        raise UserError("--words: both numbers must be at least 1")
+    return grid
+
+
+def _numbers(option: str, text: str, least: int) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise UserError(f"{option}: {text!r} is not a comma-separated list of integers from {least} up, such as 2,4,8")
+    return [int(part) for part in parts]
+
+
+def _measure(
+    recipe: Recipe, options: Options, conversations: int | None, repeats: int, grid: _Grid | None
+) -> dict[str, Any]:
+    from mtr.bench.runs import bench as run
+    from mtr.bench.runs import sweep as run_sweep
+    from mtr.bench.synthetic import shapes_of
+
+    if grid is None:
+        return run(recipe, conversations or 8, repeats, options)
+    return run_sweep(recipe, shapes_of(*grid), conversations or 1, repeats, options)
+
+
+def _output(result: dict[str, Any], json_file: str | None, plot: Path | None) -> None:
+    from mtr.bench.plot import plot as draw
+    from mtr.cli.views.bench import show_bench, show_sweep
+    from mtr.console import console
+
+    if json_file != STDOUT:
+        (show_sweep if "points" in result else show_bench)(result, console(sys.stdout))
+    write_result(result, json_file)
+    if plot is not None:
+        with writing("--plot", plot):
+            draw(result, plot)

@@ -1,0 +1,40 @@
+"""`mtr merge`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtr.cli.session import errors, quiet_libraries, writing
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="output_dir of a run, or one of its checkpoints.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the merged model; default: RUN/merged.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: that of the base model.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Upload the merged model to the Hub; a new repository is private."),
+    ] = None,
+) -> None:
+    """Merge a run's adapter into its base model, and check that the merged model gives the same logits."""
+    with errors():
+        quiet_libraries()
+        from mtr.cli.views.merge import show_merge
+        from mtr.console import console
+        from mtr.training.hub import push_to_hub as push
+        from mtr.training.merge import merge as merge_run
+
+        out = console(sys.stdout)
+        folder = output or run / "merged"
+        with writing("--output", folder):
+            show_merge(merge_run(run, folder, dtype), out)
+        if push_to_hub:
+            out.print(push(folder, push_to_hub), markup=False)

@@ -1,0 +1,88 @@
+"""What every command does around its work: load the recipe, quiet the libraries, turn an error into its exit code.
+
+Standard output carries what was asked for; logs, progress and errors go to standard error. An error that the user can
+fix is one line, with exit code 2 unless the error has its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from mtr.errors import UserError
+
+if TYPE_CHECKING:
+    from mtr.recipe.sections import Recipe
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Print a UserError as one line and exit with its code.
+
+    Of several processes only the first on each machine prints an error, unless it is local to its process.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.local or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise typer.Exit(error.exit_code) from None
+
+
+@contextmanager
+def writing(option: str, path: object) -> Iterator[None]:
+    """An OSError becomes a UserError that names the option."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option}: {path} cannot be written: {error}") from None
+
+
+def load(path: Path, overrides: list[str] | None) -> Recipe:
+    """The recipe, checked before any heavy import.
+
+    Raises:
+        UserError: the file, a key, a value or an override is wrong.
+    """
+    from mtr.recipe.loading import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    quiet_libraries()
+    return recipe
+
+
+def load_for_tokenizer(name: str, overrides: list[str] | None) -> Recipe:
+    """A recipe that holds a tokenizer's folder or Hub id and no data.
+
+    Raises:
+        UserError: an override is wrong.
+    """
+    from mtr.recipe.loading import recipe_of_tokenizer
+
+    recipe = recipe_of_tokenizer(name, overrides)
+    quiet_libraries()
+    return recipe
+
+
+def quiet_libraries() -> None:
+    """Show mtr's own log and no chatter of the libraries; their errors still come through."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    for kind in (FutureWarning, RuntimeWarning):
+        warnings.filterwarnings("ignore", category=kind, module=r"(torch|transformers|peft|accelerate)\..*")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|peft|accelerate)\..*")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # mtr reports a missing repository itself
+    logging.getLogger("mtr").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

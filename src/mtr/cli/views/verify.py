@@ -1,0 +1,29 @@
+"""The result of `mtr verify` as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from mtr.cli.views.tables import count, plain_table
+from mtr.console import first_few
+
+
+def show_verification(result: dict[str, Any], out: Console) -> None:
+    """Print what `mtr.checks.verify.verify` returned."""
+    columns = ["", "single pass", "per turn", "relative\ndifference", "tolerance"]
+    table = plain_table("a single pass compared with one pass per turn", columns, left=[""])
+    difference, tolerance, loss = result["max_relative_difference"], result["tolerance"], result["loss"]
+    losses = (f"{loss[side]:.12f}" for side in ("single_pass", "per_turn"))
+    table.add_row("loss", *losses, f"{difference['loss']:.1e}", f"{tolerance['loss']:.0e}")
+    name = f"worst of {count(result['tensors'], 'gradient')}"
+    table.add_row(name, "", "", f"{difference['gradient']:.1e}", f"{tolerance['gradient']:.0e}")
+    out.print(table)
+    out.print(
+        f"{count(result['conversations'], 'conversation')}, {count(result['turns'], 'turn')}, {result['dtype']}, "
+        f"attention {result['attention']} on {result['device']}"
+    )
+    if result["zero_gradients"]:
+        out.print(f"gradients that are zero on both sides: {first_few(result['zero_gradients'])}")
+    out.print("[green]passed[/]" if result["passed"] else "[red]FAILED[/]: one pass differs from one pass per turn")
