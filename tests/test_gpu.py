@@ -15,10 +15,11 @@ import torch
 from support.attention import CASES, dense_attention, inputs, results
 
 from mtr.attention.interface import attend
-from mtr.attention.masks import Backend, TreeAttention
-from mtr.bench.cases import bench
+from mtr.attention.masks import TreeAttention
+from mtr.bench.runs import bench
 from mtr.checks.verify import verify
 from mtr.recipe.loading import load_recipe
+from mtr.recipe.sections import Backend
 from mtr.training.loop import train
 from mtr.tree.mask import FULL, Span, Tree, dense_mask
 

@@ -1,28 +1,28 @@
-"""The exceptions for people: the text is the whole message, and the command line exits with the code."""
+"""Errors that a user can act on: the text is the complete message, and the command line exits with the code."""
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message names the file, row or key, what is wrong, and the way out."""
+    """Something the user can fix: the message names the file, row or key, what is wrong, and what to do."""
 
     exit_code = 2
     local = False
-    """Met by one process alone, so that this one has to say it."""
+    """Only one process of a run meets it, so that process has to report it."""
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """The text of another library's error, cut to fit into a message of ours."""
+    """The text of another library's error, shortened to fit into a message of ours."""
     return " ".join(str(error).split())[:most]
 
 
 class RowError(UserError):
-    """One row is bad. `data.on_bad_row: skip` passes over it and counts it by its reason."""
+    """One row is bad. With `data.on_bad_row: skip` it is skipped and counted by its reason."""
 
     def __init__(self, where: str, reason: str, detail: str = "") -> None:
         """
         Args:
             where: file, row and message.
-            reason: one of a finite number of texts, so that rows can be counted by it.
-            detail: what this row holds, and the mend; follows the reason.
+            reason: one of a fixed set of texts, by which rows are counted.
+            detail: what this row contains, and how to fix it; follows the reason.
         """
         super().__init__(where, reason, detail)
         self.where, self.reason = where, reason
@@ -45,19 +45,19 @@ class NonFiniteError(UserError):
 
 
 class DeviceMemoryError(UserError):
-    """A pack does not fit the device's memory."""
+    """A pack does not fit in the device's memory."""
 
     exit_code = 5
     local = True
 
 
 class WorkerError(UserError):
-    """A process that prepares data, or another process of the run, died."""
+    """A data worker or another process of the run died."""
 
     exit_code = 6
 
 
 class LostProcessError(WorkerError):
-    """Another process of the run ended, so this one cannot go on; that one says why."""
+    """Another process of the run ended, so this one cannot continue; that one reports why."""
 
     local = True

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and strict JSON."""
+"""Strict JSON, and files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_json(path: Path | None, value: Any) -> str:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Whole or not at all, whenever the process is killed."""
+    """Replace a file atomically: readers, and a killed process, leave the old text or the new one."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)

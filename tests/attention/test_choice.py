@@ -20,9 +20,9 @@ import mtr.attention.choice
 from mtr.attention.choice import choose_backends, fastest, pad_to_multiple_of, usable_backends
 from mtr.attention.interface import use_tree_attention
 from mtr.attention.layers import HeadShapes, head_shapes
-from mtr.attention.masks import BACKENDS, Backend
 from mtr.errors import UserError
 from mtr.model.tree_model import TreeModel
+from mtr.recipe.sections import BACKENDS, Backend
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import merge
 from mtr.tree.mask import FULL, Span

@@ -1,9 +1,9 @@
-"""Which attention backend a run uses: what can run this model here, and the fastest of it by measurement.
+"""Which attention backend a run uses: those that can run this model here, and the fastest of them, measured.
 
     asked: auto  ->  usable_backends(config, device, dtype)  ->  one: that one
                                                              ->  several: forward and backward of the first pack, timed
 
-A backend changes the speed and the rounding, nothing else; so the choice may differ between machines and packs.
+Backends differ in speed and rounding only, so the choice may differ between machines.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import torch
 
 from mtr.attention.interface import FLEX_BLOCK, attend
 from mtr.attention.layers import HeadShapes, head_shapes
-from mtr.attention.masks import Backend, TreeAttention
+from mtr.attention.masks import TreeAttention
 from mtr.attention.varlen import MAX_HEAD_SIZE
+from mtr.console import labelled
 from mtr.errors import UserError, one_line
+from mtr.recipe.sections import Backend
 from mtr.tree.mask import Span, Tree
 
 log = logging.getLogger("mtr")
@@ -31,9 +33,9 @@ _REPEATS = 3
 
 
 def usable_backends(config: Any, device: torch.device, dtype: torch.dtype) -> list[Backend]:
-    """Those that do the tree's work and no more, for this model on this device.
+    """Backends that compute the visible pairs and no others, for this model on this device.
 
-    The dense ones (sdpa, eager) do T x T work: they are here only where nothing else runs.
+    The dense ones (sdpa, eager) do T x T work: they are returned only where nothing else runs.
     """
     if device.type != "cuda":
         return ["segment"]
@@ -87,7 +89,7 @@ def _beyond_varlen(config: Any, dtype: torch.dtype) -> str | None:
 def fastest(
     candidates: Sequence[Backend], config: Any, tree: Tree, spans: Sequence[Span], dtype: torch.dtype
 ) -> Backend:
-    """The candidate that attends to this tree in the least time, forward and backward, all layers together."""
+    """The candidate that is fastest on this tree, forward and backward, summed over all layers."""
     if len(candidates) == 1:
         return candidates[0]
     if "varlen" in candidates:
@@ -101,14 +103,15 @@ def fastest(
     }
     best = min(seconds, key=lambda backend: seconds[backend])
     measured = ", ".join(f"{backend} {1e3 * value:.1f} ms" for backend, value in seconds.items())
-    log.info("attention  %s: the fastest on the first pack of %s tokens (%s)", best, len(tree.parent), measured)
+    text = f"{best}: the fastest on the first pack of {len(tree.parent):,} tokens ({measured})"
+    log.info(labelled("attention", text))
     return best
 
 
 def _seconds(
     backend: Backend, tree: Tree, span: Span, shapes: HeadShapes, dtype: torch.dtype, device: torch.device
 ) -> float:
-    """Of one layer's attention, the least of several; the first call, which compiles, is not counted."""
+    """Seconds of one layer's attention: the minimum of several calls, the first of which compiles."""
     made = TreeAttention(tree, [span], backend)
     length = len(tree.parent)
     sizes = [
@@ -137,7 +140,7 @@ def _timed(run: Callable[[], None], device: torch.device) -> float:
 
 
 def activate_flash_attention() -> None:
-    """Let torch use FlashAttention 3 or 4 where the GPU takes it and its package is installed; else it keeps its 2."""
+    """Let torch use FlashAttention 3 or 4 where GPU and installed packages allow it; else it stays at 2."""
     wanted = {9: ("FA3", "flash_attn_interface"), 10: ("FA4", "flash_attn.cute")}
     if not torch.cuda.is_available() or (major := torch.cuda.get_device_capability()[0]) not in wanted:
         return
@@ -148,4 +151,4 @@ def activate_flash_attention() -> None:
     try:
         attention.activate_flash_attention_impl(name)
     except (ImportError, RuntimeError, ValueError, AttributeError) as error:
-        log.info("note       %s is installed and cannot be used: %s", name, one_line(error, 200))
+        log.info(labelled("note", f"{name} is installed and cannot be used: {one_line(error, 200)}"))

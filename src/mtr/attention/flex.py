@@ -44,7 +44,7 @@ def flex_tree_attention(
     from torch.nn.attention.flex_attention import AuxRequest
 
     groups = query.shape[1] // key.shape[1]
-    if groups & (groups - 1):  # the kernel packs groups of a power of two
+    if groups & (groups - 1):  # the kernel wants groups of a power of two
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     out, aux = _kernel()(
         query,
@@ -56,7 +56,7 @@ def flex_tree_attention(
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=AuxRequest(lse=sinks is not None),
     )
-    if sinks is not None:  # out / (1 + exp(sink - lse)): the sink's share of the softmax is taken from the rest
+    if sinks is not None:  # out / (1 + exp(sink - lse)): the sink takes its share of the softmax
         out = (out * torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype).view(1, -1, 1)).unsqueeze(-1)).to(value.dtype)
     result: Tensor = out
     return result
@@ -71,7 +71,7 @@ def _kernel() -> Callable[..., Any]:
 
 @functools.cache
 def _capped(softcap: float) -> Callable[..., Tensor]:
-    """One function for one cap, so that it is compiled once."""
+    """The same function for the same cap, so that it is compiled once."""
 
     def capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return softcap * torch.tanh(score / softcap)

@@ -1,4 +1,4 @@
-"""How a tree's mask reaches a transformers model, and which models may be used.
+"""How a tree's mask reaches the attention layers of a transformers model.
 
 One attention function, registered with transformers, is handed the tree as a keyword argument, past every mask the
 model would make itself, and picks the mask of its layer:
@@ -49,7 +49,7 @@ def attend(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention of one layer by the tree's backend, one of those that need no module.
+    """Attention of one layer by the tree's backend; not for eager, which needs the layer's module.
 
     Args:
         query: [1, H, T, D]
@@ -108,7 +108,10 @@ def _attend(
         extra = {k: v for k, v in {"softcap": softcap, "s_aux": s_aux}.items() if v is not None}
         out, _ = own(module, query, key, value, mask, scaling=scale, dropout=0.0, **extra, **others)
     else:
-        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves norms and rotations in float32
+        query, key = (
+            query.to(value.dtype),
+            key.to(value.dtype),
+        )  # autocast leaves norms and rotary embeddings in float32
         out = attend(tree, span, query, key, value, scale, softcap, s_aux)
     return out.contiguous(), None
 
@@ -125,7 +128,7 @@ AttentionInterface.register(IMPLEMENTATION, _attend)
 
 
 def use_own_attention(model: Any) -> None:
-    """Back to the model's own attention and causal mask, sdpa where it has it: generation, and the per-turn oracle."""
+    """The model's own attention and causal mask, sdpa where supported: for generation and the per-turn reference."""
     base = base_model(model)
     base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
 

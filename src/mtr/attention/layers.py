@@ -10,7 +10,7 @@ _EXACT_LAYERS = {"full_attention": "full", "sliding_attention": "sliding", "chun
 
 
 class HeadShapes(NamedTuple):
-    """What one layer's attention is given: heads and head sizes of queries and keys, and of values."""
+    """Numbers of heads and head sizes of one layer's attention."""
 
     heads: int
     key_heads: int
@@ -19,7 +19,7 @@ class HeadShapes(NamedTuple):
 
 
 def head_shapes(config: Any) -> HeadShapes:
-    """From a text model's config; with latent attention (MLA) keys and values as they are after their expansion."""
+    """From a text model's config; for latent attention (MLA), of the expanded keys and values."""
     heads: int = config.num_attention_heads
     size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
     if latent := getattr(config, "qk_nope_head_dim", None):
@@ -41,7 +41,7 @@ def layer_spans(config: Any) -> list[Span]:
 
 
 def refusal(config: Any, max_length: int) -> str | None:
-    """Why a model could not be exact, from its config alone; None if nothing speaks against it.
+    """Why a model cannot be exact, from its config alone; None if nothing in it rules that out.
 
     What a config does not tell (a mixer that carries state, a mask that never arrives) `mtr.model.probe` finds.
     """

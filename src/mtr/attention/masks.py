@@ -1,20 +1,16 @@
-"""The masks of one pack, each made once and only if asked for."""
+"""What attention layers are handed of a pack: its tree, and masks or plans made from it on demand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
+from mtr.recipe.sections import Backend
 from mtr.tree.mask import Span, Tree
-
-Backend = Literal["flex", "varlen", "segment", "sdpa", "eager"]
-
-
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
 class TreeAttention:
-    """The masks of one pack for all layers, each made once and only if asked for."""
+    """The masks and plans of one pack for all layers, each made at most once."""
 
     def __init__(self, tree: Tree, spans: list[Span], backend: Backend) -> None:
         self.tree = tree

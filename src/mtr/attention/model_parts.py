@@ -1,4 +1,4 @@
-"""The parts of a transformers model, whatever wraps it."""
+"""The parts of a transformers model, inside whatever wraps it."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class _Options(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What the backward knows of a tile's queries."""
+    """What the backward needs of a tile's queries."""
 
     grad_out: Tensor
     query: Tensor
@@ -110,7 +110,7 @@ class _SegmentAttention(torch.autograd.Function):
             at_rows = _Rows(*(x[:, :, rows] for x in (grad_out, query, out, lse)))
             parts = _attend_backward(at_rows, key, value, tile, ctx.options)
             for grad, part, at in zip(grads, parts, (rows, keys, keys), strict=True):
-                if tile.own:  # the first to touch its tokens
+                if tile.own:  # own tiles come first and initialize the output
                     grad[:, :, at] = part
                 else:
                     grad[:, :, at] += part
@@ -134,7 +134,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, tile: Tile, options: _Opt
         query, key, value, 0.0, _is_causal(tile), attn_mask=_additive(tile.mask, query), scale=options.scale
     )
     out = out.to(lse.dtype)
-    if tile.mask is not None:  # the kernel reports 0 for rows that see nothing of the tile
+    if tile.mask is not None:  # the kernel returns 0 for rows without a visible key
         lse = lse.masked_fill(~tile.mask.any(dim=1), float("-inf"))
     return out, lse
 
@@ -163,7 +163,7 @@ def _attend_backward(
 
 
 def _explicit(query: Tensor, key: Tensor, value: Tensor, tile: Tile, options: _Options) -> tuple[Tensor, Tensor]:
-    """With a soft cap on the scores, which the fused kernel lacks; a few query rows at a time."""
+    """With a soft cap on the scores, which the fused kernel lacks; computed a few query rows at a time."""
     outs, lses = [], []
     for rows in _row_chunks(query, key):
         scores, _ = _scores(query[:, :, rows], key, tile, rows, options)

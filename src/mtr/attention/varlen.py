@@ -3,15 +3,15 @@
     query [T] as it stands  ->  rows of cu_seq_q      key, value [T] -> gathered [G] by kv_index, rows of cu_seq_k
 
 Every row is causal attention aligned at the bottom right, so queries are computed once and the pairs are the tree's.
-The gathered keys are not kept: the backward gathers them again, and adds up their gradients in float32, because a
+The gathered keys are not saved: the backward gathers them again, and accumulates their gradients in float32, because a
 trunk's keys take part in every branch.
 
 Attention sinks are one more term of the log-sum-exp. The backward hands the kernel the `out` and `lse` that include
 it: P = exp(S - lse) and D = rowsum(dO * O) are then the true ones, so no gradient of the lse is needed.
 
 On CUDA the kernel is torch's FlashAttention (FA2, or what `torch.nn.attention.activate_flash_attention_impl` has put
-in its place) in float16 or bfloat16. Elsewhere the rows are computed one by one, as the definition has it: a
-reference, by which the plan and everything around the kernel can be checked on any machine.
+in its place) in float16 or bfloat16. Elsewhere the rows are computed one by one from the definition: a
+reference with which the plan and everything around the kernel can be tested on any machine.
 
 Shapes: H query heads, K key heads (H a multiple of K), T tokens, G gathered keys, D head size, E value head size.
 """
@@ -96,7 +96,7 @@ class _VarlenAttention(torch.autograd.Function):
 
 
 class _Result(NamedTuple):
-    """What the backward knows of the forward."""
+    """What the backward needs from the forward."""
 
     grad_out: Tensor
     """[T, H, D]"""
@@ -146,7 +146,7 @@ def _flash_backward(
         plan.max_q,
         plan.max_k,
         dropout_p=0.0,
-        rng_state=torch.zeros(2, dtype=torch.uint64, device=query.device),  # of a dropout that there is not
+        rng_state=torch.zeros(2, dtype=torch.uint64, device=query.device),  # for dropout, which is 0
         unused=torch.empty(0, device=query.device),
         scale=scale,
         **_window(plan),

@@ -1,9 +1,9 @@
-"""Floating-point operations of one forward and backward, counted from the model and the tree's true pairs.
+"""Floating-point operations of one forward and backward, counted from the model and the visible pairs of the tree.
 
-A product with a frozen weight costs 4 FLOP per parameter and token (forward, and the gradient of the input), with a
-trained one 6. Attention costs 6 (d + e) per head and visible pair, d and e the head sizes of key and value. The head
-counts at predictors only, an expert for the tokens that are sent to it. Recomputation, norms and rotations are left
-out: it is the work that is needed, whatever a device does beside it.
+A matmul with a frozen weight costs 4 FLOPs per parameter and token (forward, and the gradient of the input), with a
+trainable one 6. Attention costs 6 (d + e) per head and visible pair, d and e the head sizes of key and value. The head
+counts at predictors only, an expert for the tokens that are routed to it. Recomputation, norms and rotary embeddings
+are left out: this is the work that is needed, not what a device spends on it.
 
     counter = FlopCounter(model)                      once
     counter.count(tokens, predictors, pairs)          each step: a few multiplications
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,10 +27,11 @@ from mtr.attention.model_parts import base_model, decoder, text_config
 from mtr.tree.batch import Batch
 from mtr.tree.layout import Ints, Layout, count_pairs
 from mtr.tree.mask import Span
+from mtr.tree.packing import Cost
 
 
 class FlopCounter:
-    """What a token, a predictor and a visible pair of a model cost. LoRA must be in place when it is made."""
+    """FLOPs per token, per predictor and per visible pair of a model. Create it after LoRA was added."""
 
     def __init__(self, model: Any) -> None:
         base = base_model(model)
@@ -37,7 +39,7 @@ class FlopCounter:
         self.per_token = sum(_products(decoder(model), config))
         self.per_predictor = sum(_products(base.get_output_embeddings(), config))
         self.per_pair: dict[Span, float] = {}
-        """By how far a layer sees, all such layers together."""
+        """By the span of a layer, summed over all layers of that span."""
         sizes, shapes = _head_sizes(decoder(model)), head_shapes(config)
         for layer, span in enumerate(layer_spans(config)):
             key, value = sizes.get(layer, (shapes.key_size, shapes.value_size))
@@ -58,7 +60,7 @@ class FlopCounter:
         return sum(self._count(layout.position_ids, len(layout.predictor)) for layout in layouts)
 
     def of_batches(self, batches: Iterable[Batch]) -> float:
-        """The same from tensors; they should still be on the host, where this waits for nothing."""
+        """The same from batches; call it while they are on the host, so that it needs no device synchronization."""
         return sum(
             self._count(batch.position_ids[0, : batch.num_tokens].numpy(), len(batch.predictor)) for batch in batches
         )
@@ -76,14 +78,14 @@ def visible_pairs(position_ids: Ints, span: Span) -> int:
 
 
 def _products(module: nn.Module, config: Any) -> Iterator[float]:
-    """FLOP for one token of each matrix below a module; NaN where the config does not tell how many experts act."""
-    adapted_experts: dict[str, int] = {}  # LoRA on a stack of experts holds all their factors in one matrix
+    """FLOPs per token of each matrix in a module; NaN where the config does not say how many experts are active."""
+    adapted_experts: dict[str, int] = {}  # LoRA on fused experts holds all their factors in one matrix
     for name, part in module.named_modules():
         if "original_module" in name or isinstance(part, nn.Embedding):  # replaced by its trained copy; a look-up
             continue
         if hasattr(part, "lora_A") and getattr(part, "num_experts", 1) > 1:
             adapted_experts[f"{name}."] = int(part.num_experts)
-        if isinstance(part, nn.Linear):  # by its sizes: a quantised weight has others
+        if isinstance(part, nn.Linear):  # by its declared sizes: a quantized weight has another shape
             stack = next((n for prefix, n in adapted_experts.items() if f"{prefix}lora_" in name), 1)
             size = part.in_features * part.out_features * _active_share(config, stack)
             yield size * (6 if part.weight.requires_grad else 4)
@@ -96,7 +98,7 @@ def _products(module: nn.Module, config: Any) -> Iterator[float]:
 
 
 def _active_share(config: Any, stack: int) -> float:
-    """Of a stack of experts, the share that a token meets."""
+    """Of fused experts, the share that is active for a token."""
     names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     if stack == 1 or stack not in {getattr(config, name, None) for name in names}:
         return 1.0
@@ -118,7 +120,7 @@ def _head_sizes(module: nn.Module) -> dict[int, tuple[int, int]]:
 
 @functools.lru_cache
 def device_matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> dict[str, Any]:
-    """What square matrix products reach on a device: the rate that a share of the peak is measured against.
+    """The rate that square matmuls reach on a device, measured: what the MFU is a share of.
 
     Returns:
         `flops_per_second`, `size` and `dtype`.
@@ -144,3 +146,25 @@ def device_matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float 
     one_run = sorted(taken)[len(taken) // 2] if device.type == "cuda" else min(taken)
     rate = products * 2 * size**3 / one_run
     return {"flops_per_second": rate, "size": size, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def cost_of(config: Any, trained_whole: bool) -> Cost:
+    """Relative cost of a layout for a decoder, from its config: good enough to balance packs, not to count FLOPs.
+
+    Args:
+        trained_whole: full fine-tuning; matmuls with frozen weights cost two thirds of it, attention does not.
+    """
+    width, heads = config.hidden_size, config.num_attention_heads
+    size = getattr(config, "head_dim", None) or width // heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    inner = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None) or 4 * width
+    active = getattr(config, "num_experts_per_tok", None) or 1
+    layer = 2 * width * size * (heads + groups) + 3 * width * inner * active
+    spans = Counter(span.size or None for span in layer_spans(config))
+    layers = spans.total()
+    trained = 1.0 if trained_whole else 1.5
+    return Cost(
+        pair=2 * heads * size / layer * trained,
+        target=config.vocab_size * width / (layer * layers),
+        spans=tuple((span, number / layers) for span, number in spans.items()),
+    )

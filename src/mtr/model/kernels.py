@@ -1,4 +1,4 @@
-"""Optional faster kernels for what a layer does beside attention: torch.compile, and Liger's where it is installed."""
+"""Optional faster kernels for everything in a layer but attention: torch.compile, and Liger's where installed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mtr.errors import UserError
 def compile_layers(model: Any, backend: str = "inductor") -> int:
     """Compile each decoder layer in place; returns how many.
 
-    Layers of a kind share their code, so one is compiled for the first length and once more for all others. Attention
-    is not traced: its plan is another one in every pack.
+    Layers share their code, so there is one compilation for the first length and one more, dynamic, for all others.
+    Attention is not traced: its plan differs from pack to pack.
 
     Args:
         backend: of torch.compile.
@@ -33,7 +33,7 @@ def compile_layers(model: Any, backend: str = "inductor") -> int:
 
 
 def use_liger_kernel(model: Any, device: torch.device) -> None:
-    """Swap norms, rotations and MLPs for Liger's Triton kernels. The loss stays ours: it sees predictors only.
+    """Replace norms, rotary embeddings and MLPs by Liger's Triton kernels. The loss stays ours: it is for predictors.
 
     Raises:
         UserError: no GPU, no package, or none for this architecture.

@@ -1,4 +1,4 @@
-"""Model and tokenizer, as the recipe asks for them, and the module whose forward is the loss of a pack."""
+"""The model as the recipe asks for it: config checked, weights loaded, LoRA added."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from mtr.attention.choice import choose_backends
 from mtr.attention.layers import refusal
 from mtr.attention.model_parts import text_config
-from mtr.chat.loading import check_model_folder
 from mtr.errors import UserError, one_line
 from mtr.model.lora import add_lora
 from mtr.model.probe import check_exact
 from mtr.model.quantization import four_bits, unquantised
+from mtr.recipe.paths import check_model_folder
 from mtr.recipe.sections import Recipe
 
 log = logging.getLogger("mtr")
@@ -30,7 +30,11 @@ DTYPES = {
 
 
 def load_config(recipe: Recipe) -> Any:
-    """The model's config, checked: a model that would not be exact is refused here, before its weights are read."""
+    """The model's config; a model that cannot be exact is refused here, before its weights are read.
+
+    Raises:
+        UserError: there is no config, or it rules exactness out.
+    """
     from transformers import AutoConfig
 
     name = check_model_folder(recipe.model.name_or_path)
@@ -47,7 +51,7 @@ def load_config(recipe: Recipe) -> Any:
 
 
 def compute_dtype(recipe: Recipe, config: Any, dtype: str | None = None) -> torch.dtype:
-    """What the model computes in: as asked for, or as its checkpoint is stored."""
+    """The dtype of the weights: the one asked for, or the checkpoint's."""
     asked = dtype or recipe.model.dtype
     stored = getattr(text_config(config), "dtype", None) or getattr(config, "dtype", None) or torch.float32
     return DTYPES[asked] if asked != "auto" else stored
@@ -60,15 +64,15 @@ def load_model(
     quantise: bool = False,
     random_weights: bool = False,
 ) -> Any:
-    """The causal LM with LoRA (or trained whole), on `device`, without dropout of its own.
+    """The causal LM with LoRA (or all weights trainable), on `device`, its own dropout switched off.
 
     Args:
         dtype: of DTYPES; overrides the recipe's.
-        quantise: heed `model.load_in_4bit`; without it the weights are whole.
-        random_weights: only a config has to be there; the weights are drawn. To measure speed, not to train.
+        quantise: apply `model.load_in_4bit`; without it the weights are not quantized.
+        random_weights: initialize from the config alone. To measure speed, not to train.
 
     Raises:
-        UserError: the model cannot be loaded, would not be exact, or has no such modules.
+        UserError: the model cannot be loaded, would not be exact, or lacks modules that the recipe names.
     """
     config = load_config(recipe)
     choose_backends(recipe.model.attention, text_config(config), device, compute_dtype(recipe, config, dtype))
@@ -78,7 +82,7 @@ def load_model(
     check_exact(config, trust_remote_code=recipe.model.trust_remote_code)
     asked = dtype or recipe.model.dtype
     for key in _dropout_keys(config):
-        log.warning("%s of the model is set to 0: only lora.dropout is applied in training", key)
+        log.warning("%s of the model is set to 0; only lora.dropout is applied", key)
         setattr(text_config(config), key, 0.0)
     if random_weights:
         model = _random_model(recipe, config, asked, device)
@@ -89,7 +93,7 @@ def load_model(
     if recipe.lora is not None:
         model = add_lora(model, recipe.lora, recipe.training.seed)
     elif model.dtype == torch.float16:
-        raise UserError("model.dtype: float16 weights cannot be trained whole; use bfloat16 or float32, or lora")
+        raise UserError("model.dtype: full fine-tuning in float16 is not supported; use bfloat16 or float32, or lora")
     return model
 
 
@@ -117,7 +121,7 @@ def _pretrained_model(
 
 
 def _random_model(recipe: Recipe, config: Any, dtype: str, device: torch.device) -> Any:
-    """Built where it will run and in its dtype: at no time is there a second copy, nor one in float32."""
+    """Created on its device and in its dtype, so that there is never a second copy or one in float32."""
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(config)
@@ -129,7 +133,7 @@ def _random_model(recipe: Recipe, config: Any, dtype: str, device: torch.device)
 
 
 def _dropout_keys(config: Any) -> list[str]:
-    """Keys of the config that add noise in training: a shared trunk would share it, so the model has none."""
+    """Config keys of dropout and other noise: turns would share it on their common history, so it is switched off."""
     keys = vars(text_config(config)).items()
     noisy = ("dropout", "pdrop", "jitter_noise")
     return [key for key, value in keys if key.endswith(noisy) and isinstance(value, float) and value > 0]

@@ -1,4 +1,4 @@
-"""LoRA: adapters added to a model, and adapters that a run starts from."""
+"""LoRA: an adapter added to a model, and an existing one that a run starts from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
             raise UserError(f"lora.modules_to_save: the model has no module {wanted!r}")
     if lora.modules_to_save and getattr(text_config(model.config), "tie_word_embeddings", False):
         log.warning(
-            "the model ties its embeddings and its head: modules_to_save trains a copy of its own of what it names"
+            "the model ties embeddings and head: modules_to_save trains a separate copy of each module that it names"
         )
     for wanted in lora.target_parameters or []:
         if not any(name == wanted or name.endswith(f".{wanted}") for name, _ in model.named_parameters()):
@@ -61,7 +61,7 @@ def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
 
 
 def _load_adapter(model: Any, folder: Path) -> None:
-    """Go on from an adapter: it must be of this base model and of this shape.
+    """Start from an existing adapter, which must belong to this base model and have the same shape.
 
     Raises:
         UserError: there is none, or it does not fit; the message names what differs.
@@ -95,7 +95,7 @@ def _load_adapter(model: Any, folder: Path) -> None:
 
 
 def adapted_modules(model: Any) -> list[str]:
-    """Names of the modules that LoRA adapted, layer numbers left out."""
+    """Names of the modules with LoRA, layer numbers replaced by `*`."""
     names = {
         ".".join("*" if part.isdigit() else part for part in name.split(".lora_")[0].split("."))
         for name, _ in model.named_parameters()

@@ -1,9 +1,9 @@
-"""Activation memory: what is kept for the backward, what a token of it costs, and the largest pack that fits.
+"""Activation memory: what is kept for the backward, bytes per token, and the largest pack that fits.
 
-    none       everything is kept: the fastest, the most memory
-    selective  attention and the products that do not widen are kept, the rest is computed again
-    full       a layer's input is kept and the layer computed again: a third more work
-    offload    full, with the inputs of the layers in the host's memory
+    none       everything is kept: fastest, most memory
+    selective  attention and matmuls that do not widen are kept, the rest is recomputed
+    full       only a layer's input is kept and the layer recomputed: a third more work
+    offload    full, with the layer inputs in host memory
 
 The memory of a pack is a line, `fixed + per_token * tokens`: attention keeps no T x T matrix and the loss a chunk of
 logits at a time. Two short packs, forward and backward, measure it.
@@ -30,18 +30,18 @@ from mtr.tree.layout import View, merge
 from mtr.tree.packing import Pack
 
 _ATTENTION = ("_flash_attention_forward", "flash_attention_for_cpu", "efficient_attention", "flex_attention")
-"""In the names of attention's kernels, whose results are small for the work they cost."""
+"""Parts of the names of attention kernels, whose outputs are small for the work they take."""
 _PRODUCTS = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}
-"""Matrix products, and which argument is the left factor."""
+"""Matmuls, and which argument is the left factor."""
 _SHARE = 0.92
-"""Of the memory that is free: the rest is for what an allocator cannot use."""
+"""Of the free memory; the rest is left to fragmentation."""
 _MOST_TOKENS = 2**17
 _MOMENTS = 8
-"""Bytes of optimizer state for a trained parameter: two moments in float32."""
+"""Bytes of optimizer state per trainable parameter: two moments in float32."""
 
 
 def checkpoint_activations(model: Any, mode: Checkpointing) -> None:
-    """Let the model keep what `mode` says.
+    """Switch on activation checkpointing of this mode.
 
     Raises:
         UserError: the model has no checkpointing, or this version of transformers cannot offload.
@@ -65,7 +65,7 @@ def checkpoint_activations(model: Any, mode: Checkpointing) -> None:
 
 
 def choose_checkpointing(model: TreeModel, device: torch.device, tokens: int) -> Checkpointing:
-    """The first of none, selective and full with which a pack of so many tokens fits; the model is left with it."""
+    """The first of none, selective and full with which a pack of so many tokens fits; it is left switched on."""
     base = base_model(model.model)
     mode: Checkpointing
     for mode in ("none", "selective"):
@@ -73,7 +73,7 @@ def choose_checkpointing(model: TreeModel, device: torch.device, tokens: int) ->
         try:
             if measure(model, device, min(tokens, 2048)).most_tokens >= tokens:
                 return mode
-        except UserError:  # not even a short one
+        except UserError:  # not even a short pack fits
             pass
         base.gradient_checkpointing_disable()
     checkpoint_activations(base, "full")
@@ -91,7 +91,7 @@ def _keep_selected() -> Any:
 
 
 def _is_worth_keeping(operator: Any, arguments: Sequence[Any]) -> bool:
-    """Attention, and products that do not widen: the work of an element of their result is large."""
+    """Attention, and matmuls that do not widen: much work per element of their output."""
     if operator in _PRODUCTS:
         left, right = arguments[_PRODUCTS[operator] :][:2]
         return bool(left.shape[1] >= right.shape[1])
@@ -106,7 +106,7 @@ class PackMemory:
     fixed: float
     per_token: float
     free: int
-    """Bytes that a pack may take: what is free, less the state that the optimizer will want."""
+    """Bytes that a pack may take: what is free, minus the optimizer state that is still to be allocated."""
 
     def bytes(self, tokens: int) -> float:
         return self.fixed + self.per_token * tokens
@@ -119,10 +119,10 @@ class PackMemory:
 
 
 def measure(model: TreeModel, device: torch.device, tokens: int) -> PackMemory:
-    """What packs cost here, by two of them: `tokens`, and half as many.
+    """Memory of packs on this device, measured with two of them: `tokens`, and half as many.
 
-    Each is one sequence whose every token is predicted, so a real pack of this size costs no more, but for the keys
-    that varlen gathers.
+    Each is one sequence in which every token is predicted, so a real pack of this size takes no more, except for the
+    keys that varlen gathers.
 
     Raises:
         UserError: not even the shorter one fits.
@@ -130,7 +130,7 @@ def measure(model: TreeModel, device: torch.device, tokens: int) -> PackMemory:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     half = max(tokens // 2, 128)
     try:
-        _peak(model, 64, device)  # gradients and workspaces are there from now on
+        _peak(model, 64, device)  # allocates gradients and workspaces
         small, large = _peak(model, half, device), _peak(model, 2 * half, device)
     except torch.OutOfMemoryError:
         raise UserError(
@@ -145,7 +145,7 @@ def measure(model: TreeModel, device: torch.device, tokens: int) -> PackMemory:
 
 
 def _peak(model: TreeModel, tokens: int, device: torch.device) -> int:
-    """Bytes above what was there before, of one pack's forward and backward."""
+    """Peak bytes of one pack's forward and backward, above what was allocated before."""
     vocabulary = text_config(base_model(model.model).config).vocab_size
     ids = np.random.default_rng(tokens).integers(0, vocabulary, tokens)
     layout = merge([View(ids[:1], ids[1:], np.ones(tokens - 1))])
@@ -157,7 +157,7 @@ def _peak(model: TreeModel, tokens: int, device: torch.device) -> int:
 
 
 def fit_pack(model: TreeModel, device: torch.device, max_length: int) -> tuple[int, PackMemory]:
-    """The largest `sequence.max_tokens` that fits, and what it was reckoned from.
+    """The largest `sequence.max_tokens` that fits, and the measurement it was estimated from.
 
     Raises:
         UserError: a turn of max_length would not fit.

@@ -1,7 +1,7 @@
-"""Is a model exact under a tree mask? Its behaviour tells what its config does not.
+"""Is a model exact under a tree mask? Tested by behaviour, because a config does not tell.
 
 A small random model of the same architecture (every layer type once, few layers, small experts, a small vocabulary,
-windows shrunk so that they bite) runs a three-leaf tree in float32 and the three paths by themselves. Where state
+windows shrunk so that they bite) runs a three-leaf tree in float32 and the three paths separately. Where state
 leaks across branches, the hidden states differ by 1e-1; where the mask works, by 1e-6.
 """
 
@@ -41,7 +41,7 @@ def check_exact(config: Any, trust_remote_code: bool = False) -> None:
 
 
 class _Held:
-    """A config that takes no part in the cache key: the JSON beside it does."""
+    """A config that is not part of the cache key; the JSON next to it is."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -60,7 +60,7 @@ def _check(key: str, held: _Held, trust_remote_code: bool) -> None:
         difference = probe(shrink(config), trust_remote_code)
     except UserError as error:
         raise UserError(f"{config.model_type} models cannot be trained exactly: {error}") from None
-    except Exception as error:  # whatever a strange architecture raises, it has not been shown to be exact
+    except Exception as error:  # whatever an unknown architecture raises, it has not been shown to be exact
         reason = one_line(error)
         kind = type(error).__name__
         raise UserError(
@@ -75,7 +75,7 @@ def _check(key: str, held: _Held, trust_remote_code: bool) -> None:
 
 
 def shrink(config: Any) -> Any:
-    """A config of the same architecture that runs in a moment on a CPU."""
+    """A config of the same architecture, small enough to run in a moment on a CPU."""
     small = copy.deepcopy(config)
     text = small.get_text_config() if hasattr(small, "get_text_config") else small
     layers = text.num_hidden_layers
@@ -112,7 +112,7 @@ def shrink(config: Any) -> Any:
 
 
 def probe(config: Any, trust_remote_code: bool = False) -> float:
-    """The largest relative difference of hidden states and logits between a tree and its paths run apart."""
+    """The largest relative difference of hidden states and logits between a tree and its paths run separately."""
     from transformers import AutoModelForCausalLM
 
     rng = np.random.default_rng(0)
@@ -122,7 +122,7 @@ def probe(config: Any, trust_remote_code: bool = False) -> float:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=torch.float32)
-        for parameter in model.parameters():  # initial weights are so small that a leak would hardly show
+        for parameter in model.parameters():  # with initial weights, which are small, a leak would hardly show
             if parameter.dim() > 1:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
             else:

@@ -1,4 +1,4 @@
-"""Weights of 4 bits: made for QLoRA, expanded where a model is published in them."""
+"""4-bit weights: quantized for QLoRA, dequantized where a model is published in them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtr.errors import UserError
 
 
 def four_bits(device: torch.device) -> dict[str, Any]:
-    """QLoRA's weights: NF4, quantisation constants quantised too, products in bfloat16.
+    """Arguments that load NF4 weights with double quantization, matmuls in bfloat16, as in QLoRA.
 
     Raises:
         UserError: bitsandbytes is missing, or there is no CUDA device.
@@ -32,7 +32,7 @@ def four_bits(device: torch.device) -> dict[str, Any]:
 
 
 def unquantised(config: Any) -> dict[str, Any]:
-    """gpt-oss is published in 4 bits, which have no backward: its weights are expanded on loading."""
+    """Arguments that dequantize MXFP4 weights on loading: gpt-oss is published in them, and they have no backward."""
     quantisation = getattr(config, "quantization_config", None) or {}
     if quantisation.get("quant_method") != "mxfp4":
         return {}

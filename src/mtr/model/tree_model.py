@@ -1,4 +1,7 @@
-"""A causal LM whose forward takes a pack and returns its loss."""
+"""The module that is trained: a causal LM whose forward takes a pack and returns its loss.
+
+The loss is computed inside forward, because FSDP gathers weights only there.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mtr.attention.layers import layer_spans
-from mtr.attention.masks import Backend, TreeAttention
+from mtr.attention.masks import TreeAttention
 from mtr.attention.model_parts import base_model, decoder, text_config
 from mtr.errors import UserError
 from mtr.model.loss import chunk_size, weighted_nll
+from mtr.recipe.sections import Backend
 from mtr.tree.batch import Batch
 from mtr.tree.mask import Span, Tree
 
@@ -39,8 +43,8 @@ class TreeModel(nn.Module):
         self.head = OutputHead(base)
 
     def hidden(self, batch: Batch) -> Tensor:
-        """[T, hidden size]: each token's last hidden state, as its own separate pass would compute it."""
-        if len(self.backends) > 1 and len(batch.predictor):  # not on a pack that is only there to take part
+        """[T, hidden size]: each token's last hidden state, equal to that of the separate pass of its turn."""
+        if len(self.backends) > 1 and len(batch.predictor):  # not on an idle pack
             assert self._choose is not None
             config = text_config(base_model(self.model).config)
             self.backends = (self._choose(self.backends, config, batch.tree, self.spans, self._compute_dtype()),)
@@ -65,10 +69,9 @@ class TreeModel(nn.Module):
         """sum(weight * nll) of a pack; 0 without one.
 
         Args:
-            touch: let every trainable parameter take part, used or not: gradients are averaged over processes when
-                all of them have arrived.
-            run: call this and return what it returns; the weights are in place for it, also where they are spread
-                over processes.
+            touch: let every trainable parameter take part in the graph, used or not: DDP averages gradients once
+                all of them are ready.
+            run: call this instead and return its result; sharded weights are gathered for it.
         """
         if run is not None:
             return run()
@@ -84,7 +87,7 @@ class TreeModel(nn.Module):
 
 
 class OutputHead:
-    """Hidden states to logits, with what the model does after its output layer. Not a module: it owns no weight."""
+    """Hidden states to logits, with the scale and soft cap that the model applies. Not a module: it owns no weights."""
 
     def __init__(self, base: Any) -> None:
         config = text_config(base.config)

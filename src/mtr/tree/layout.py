@@ -38,7 +38,7 @@ class View:
     turn: int = 0
     """Index of the turn in its conversation."""
     where: str = ""
-    """File and row of the conversation, for messages to people."""
+    """File and row of the conversation, for messages."""
 
     @property
     def ids(self) -> Ints:
@@ -96,10 +96,10 @@ class Tree:
         self.root = _Node(np.empty(0, np.int64), None, 0)
         self.num_tokens = 0
         self._views: list[tuple[View, Ints, _Node]] = []
-        """Each view, its ids and the run that it ends with; a run that is cut keeps its end."""
+        """Each view, its ids and the run of tokens that it ends with; splitting a run keeps its end."""
 
     def add(self, view: View, max_tokens: int | None = None) -> bool:
-        """Whether there was room: the tree grows by what it does not hold yet, at most to `max_tokens`."""
+        """Add a view, unless the tree would grow beyond `max_tokens`; returns whether it was added."""
         ids = view.ids
         node, offset, matched = self._descend(ids)
         if max_tokens is not None and self._views and self.num_tokens + len(ids) - matched > max_tokens:
@@ -114,12 +114,12 @@ class Tree:
         return True
 
     def add_all(self, other: Tree) -> None:
-        """Every view of another tree."""
+        """Add every view of another tree."""
         for view, *_ in other._views:
             self.add(view)
 
     def shared_tokens(self, other: Tree) -> int:
-        """How many tokens of the other tree this one holds: what a merged tree would save."""
+        """How many tokens of the other tree this one contains: what merging them saves."""
         shared = 0
         pairs = [(self.root, 0, other.root, 0)]
         while pairs:
@@ -159,7 +159,7 @@ class Tree:
         return node, len(node.tokens), matched
 
     def _split(self, node: _Node, offset: int) -> _Node:
-        """Cut a run in two; returns the upper part."""
+        """Split a run in two; returns the upper part."""
         assert node.parent is not None
         upper = _Node(node.tokens[:offset], node.parent, node.depth)
         node.parent.children[int(upper.tokens[0])] = upper
@@ -233,7 +233,7 @@ def merge(views: Sequence[View]) -> Layout:
 
 
 def path_to(layout: Layout, index: int) -> Ints:
-    """Indices from the root to a token, through `parent` alone."""
+    """Indices from the root to a token, read from `parent`."""
     path = [index]
     while (index := int(layout.parent[index])) >= 0:
         path.append(index)
@@ -241,7 +241,7 @@ def path_to(layout: Layout, index: int) -> Ints:
 
 
 def unroll(layout: Layout) -> list[View]:
-    """The inverse of `merge`, read off the tree: ids from the paths; lengths, weights and turns from the leaves."""
+    """The inverse of `merge`: ids from the paths of the tree; lengths, weights and turns from its leaves."""
     views = []
     for leaf, view in layout.leaves:
         ids = layout.input_ids[path_to(layout, leaf)]
@@ -251,7 +251,7 @@ def unroll(layout: Layout) -> list[View]:
 
 
 def _common_prefix(one: Ints, two: Ints) -> int:
-    """How many tokens two sequences share from the start."""
+    """Length of the common prefix of two sequences."""
     length = min(len(one), len(two))
     differs = one[:length] != two[:length]
     first = int(differs.argmax()) if length else 0

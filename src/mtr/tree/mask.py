@@ -19,10 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-
-from mtr.tree.layout import Ints
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -48,7 +48,7 @@ class Tree:
     """[T] int64"""
     position_ids: Tensor
     """[T] int64"""
-    parent: Ints
+    parent: NDArray[np.int64]
     """[T] on the host; -1 at a root"""
 
 

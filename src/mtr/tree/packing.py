@@ -24,7 +24,7 @@ from mtr.tree.layout import Layout, Tree, View, count_pairs
 Strategy = Literal["single_pass", "per_turn"]
 Merge = Literal["conversation", "step"]
 _WORTHWHILE = 1 / 32
-"""Share of its tokens that a conversation has to find in a tree to join it: trees that stay apart pack more evenly."""
+"""Share of its tokens that a conversation must have in common with a tree to join it: smaller trees pack better."""
 
 _SHARES = (2, 1.4, 1.2, 1, 0.5, 0.25, 0)
 """Sizes of trees that are tried with several processes, as parts of what each would have of the fewest tokens. Above 1
@@ -44,10 +44,10 @@ class Pack:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a layout costs to run, in units of one token's linear layers."""
+    """Relative cost of running a layout, in units of one token's linear layers."""
 
     pair: float = 0.0
-    """Of one query-key pair, all layers together."""
+    """Of one query-key pair, summed over all layers."""
     target: float = 0.0
     """Of one target in the output head."""
     spans: tuple[tuple[int | None, float], ...] = ((None, 1.0),)
@@ -106,12 +106,12 @@ def _build_trees(views: Sequence[View], strategy: Strategy, max_tokens: int) -> 
 
 
 def _sort_key(views: Sequence[View]) -> bytes:
-    """Conversations in the order of their last context stand beside those that they share most with."""
+    """Sorted by their last context, conversations are next to those that they share most with."""
     return views[-1].ids.astype(">u4").tobytes() if views else b""
 
 
 def _merge_neighbours(conversations: Sequence[Sequence[View]], max_tokens: int, limit: int) -> list[Tree]:
-    """Each conversation joins the tree of the one before, where that saves enough and stays within `limit`."""
+    """Each conversation joins the tree of the one before where that saves enough tokens and stays within `limit`."""
     trees: list[Tree] = []
     for views in conversations:
         for tree in _build_trees(views, "single_pass", max_tokens):
@@ -124,7 +124,7 @@ def _merge_neighbours(conversations: Sequence[Sequence[View]], max_tokens: int, 
 
 
 def _busiest(trees: Sequence[Tree], num_processes: int) -> int:
-    """Tokens of the process that has most, when the largest tree goes to the least loaded one."""
+    """Tokens of the busiest process, if the largest tree always goes to the least loaded process."""
     loads = [0] * num_processes
     for size in sorted((tree.num_tokens for tree in trees), reverse=True):
         loads[loads.index(min(loads))] += size
@@ -134,7 +134,7 @@ def _busiest(trees: Sequence[Tree], num_processes: int) -> int:
 def build_packs(
     layouts: Sequence[Layout], max_tokens: int, num_processes: int = 1, cost: Cost = BY_TOKENS
 ) -> list[list[Pack]]:
-    """Packs for each process: the costliest layout goes to the least loaded process, then first-fit decreasing.
+    """Packs for each process: the most expensive layout goes to the least loaded process, then first-fit decreasing.
 
     A process may end up with no pack. The result depends on the arguments alone, so every process can compute it.
     """
@@ -149,13 +149,13 @@ def build_packs(
 
 
 def imbalance(packs: Sequence[Sequence[Pack]], cost: Cost) -> float:
-    """The costliest process against the mean of all: 1 is perfect, 2 means that half of the time is spent waiting."""
+    """Cost of the busiest process over the mean: 1 is perfect, 2 means that half of the time is spent waiting."""
     loads = [sum(cost.of(pack.layouts) for pack in share) for share in packs]
     return max(loads) * len(loads) / sum(loads) if sum(loads) else 1.0
 
 
 def split_pack(pack: Pack, max_tokens: int) -> list[Pack]:
-    """The targets of a pack in packs of at most `max_tokens`, or as many more as its longest view has."""
+    """The targets of a pack in packs of at most `max_tokens`, or of its longest view's size if that is larger."""
     limit = max([max_tokens, *(view.num_tokens for layout in pack.layouts for _, view in layout.leaves)])
     layouts: list[Layout] = []
     for layout in pack.layouts:
@@ -165,7 +165,7 @@ def split_pack(pack: Pack, max_tokens: int) -> list[Pack]:
 
 
 def idle_pack() -> Pack:
-    """One token that supervises nothing, for a process that has to take part where it has no pack."""
+    """One token without targets, for a process that has to take part in a forward but has no pack."""
     token = np.zeros(1, np.int64)
     return Pack((Layout(token, token, token + 1, token - 1, token[:0], token[:0], np.zeros(0), leaves=()),))
 
