@@ -1,10 +1,10 @@
-"""How many blocks does flex visit, and how many would the pairs alone need?
+"""How many blocks does FlexAttention visit, and how many would the visible pairs need at least?
 
     python benchmarks/blocks.py --json benchmarks/results/blocks.json
 
-Counted, not timed: non-empty blocks of the block mask for one conversation of 8 turns of 200 + 1,500 + 300 tokens
-(user, thinking, response), against pairs / block size squared, which no layout can go below, and against the
-separate sequences of per turn.
+Counted, not timed: the non-empty blocks of the block mask for one conversation of 8 turns of 200 + 1,500 + 300 tokens
+(user, thinking, response), compared with pairs / block size squared, which is the minimum for any layout, and with one
+sequence per turn.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BLOCK = 128
 
 
 def blocks(layout: Layout) -> tuple[int, int]:
-    """Non-empty blocks of a layout, and those of them that the predicate has to cut."""
+    """Number of non-empty blocks of a layout, and how many of them are only partly visible."""
     tree = Tree(torch.from_numpy(layout.subtree_end), torch.from_numpy(layout.position_ids), layout.parent)
     mask = block_mask(tree, block_size=BLOCK)
     assert mask.full_kv_num_blocks is not None

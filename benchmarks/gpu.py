@@ -1,15 +1,15 @@
-"""What is owed to a CUDA device, in parts that each fit a time limit. Every case is written as it is measured, so that
-a call that was cut off goes on where it was; running out of memory is a result.
+"""The benchmarks that need a CUDA device, in parts that each fit into a time limit. Every case is written as soon as it
+is measured, so an interrupted call can be continued; running out of memory is a result.
 
     python benchmarks/gpu.py packs   tokens/s, MFU, memory and mask building for packs of 16k, 32k and 64k tokens, by
-                                     backend and by what is kept for the backward
-    python benchmarks/gpu.py turns   single pass against packed and padded per turn at 4, 8, 16 and 32 turns
-    python benchmarks/gpu.py long    a tree of 128k tokens trains
+                                     backend and gradient checkpointing
+    python benchmarks/gpu.py turns   single pass against one pass per turn, packed and padded, at 4, 8, 16 and 32 turns
+    python benchmarks/gpu.py long    trains on a tree of 128k tokens
 
-The models are the shapes of Qwen3-8B and Llama-3-8B with random weights and LoRA of rank 16 on all linear layers, in
-bfloat16. Conversations are synthetic: 60 + 600 + 200 tokens a turn (user, thinking, response).
+The models have the architectures of Qwen3-8B and Llama-3-8B, with random weights and LoRA of rank 16 on all linear
+layers, in bfloat16. Conversations are synthetic: 60 + 600 + 200 tokens per turn (user, thinking, response).
 
-`--rehearse` goes through all of it with a tiny model and short packs, on any device, into a folder of its own.
+`--rehearse` runs everything with a tiny model and short packs, on any device, into a separate folder.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ import torch
 from mtr.attention.choice import fastest, pad_to_multiple_of
 from mtr.attention.interface import use_tree_attention
 from mtr.attention.model_parts import base_model
-from mtr.bench.cases import Bench, Options, wait
+from mtr.bench.runs import measure, set_up
+from mtr.bench.setup import Options, Setup
 from mtr.bench.synthetic import Shape, make_views
+from mtr.bench.timing import wait
 from mtr.errors import UserError
 from mtr.files import write_json
 from mtr.model.device import peak_memory, reset_peak_memory
@@ -51,12 +53,12 @@ from mtr.tree.plan import tile_plan, varlen_plan
 HERE = Path(__file__).parent
 MODELS = ("qwen3-8b", "llama-3-8b")
 UNFINISHED = 3
-"""Exit code: the time is up and cases are left; call again."""
+"""Exit code: the time is up and cases are left; run the part again."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is."""
+    """Sizes of the cases."""
 
     packs: tuple[int, ...] = (16384, 32768, 65536)
     turns: tuple[int, ...] = (4, 8, 16, 32)
@@ -71,7 +73,7 @@ TINY = Size((512, 1024), (2, 4), (4, 12, 6), (8, 4, 40, 12), repeats=1)
 
 
 class Results:
-    """One JSON object a line, each with its key; a case that is there is not measured again."""
+    """One JSON object per line, with the case as its key; a case that is there is not measured again."""
 
     def __init__(self, path: Path, until: float) -> None:
         self.path, self._until = path, until
@@ -84,7 +86,7 @@ class Results:
         return json.dumps(case, sort_keys=True) in self._done
 
     def wants(self, case: dict[str, Any]) -> bool:
-        """Whether to measure a case now; one that the time does not allow is counted as left."""
+        """Whether to measure a case now; once the time is up, a case is counted as left."""
         if self.has(case):
             return False
         if time.monotonic() > self._until:
@@ -118,11 +120,11 @@ def recipe_for(name: str, rehearse: bool, max_tokens: int) -> Recipe:
     )
 
 
-def open_bench(name: str, rehearse: bool, max_tokens: int, repeats: int, all_backends: bool = False) -> Bench:
+def open_bench(name: str, rehearse: bool, max_tokens: int, all_backends: bool = False) -> Setup:
     gc.collect()
     torch.cuda.empty_cache()
     options = Options(random_weights=True, all_backends=all_backends)
-    own = Bench(recipe_for(name, rehearse, max_tokens), repeats, options)
+    own = set_up(recipe_for(name, rehearse, max_tokens), options)
     use_tree_attention(own.model)
     return own
 
@@ -139,18 +141,18 @@ def out_of_memory(record: Callable[[dict[str, Any]], None], device: torch.device
 
 
 def keep(model: Any, mode: Checkpointing) -> None:
-    """What is kept for the backward from now on."""
+    """Switch to this mode of gradient checkpointing."""
     base_model(model).gradient_checkpointing_disable()
     checkpoint_activations(model, mode)
 
 
-def layouts_of(shape: Shape, conversations: int, own: Bench, budget: int) -> list[Layout]:
+def layouts_of(shape: Shape, conversations: int, own: Setup, budget: int) -> list[Layout]:
     views = make_views(shape, conversations, own.vocabulary)
     return [layout for group in views for layout in build_layouts(group, "single_pass", budget)]
 
 
 def mask_seconds(tree: Tree, model: TreeModel) -> float:
-    """To build what the backend needs of the mask, once for each kind of layer, as a step does."""
+    """Seconds to build the backend's form of the mask, once for each kind of layer, as in a training step."""
     build: dict[str, Callable[..., Any]] = {"flex": block_mask, "varlen": varlen_plan, "segment": tile_plan}
     (backend,) = model.backends
     device, taken = tree.subtree_end.device, []
@@ -164,8 +166,8 @@ def mask_seconds(tree: Tree, model: TreeModel) -> float:
     return sorted(taken[1:])[1]
 
 
-def measure_pack(own: Bench, backend: Any, layouts: list[Layout], repeats: int) -> dict[str, Any]:
-    """Forward and backward of one pack."""
+def measure_pack(own: Setup, backend: Any, layouts: list[Layout], repeats: int) -> dict[str, Any]:
+    """Time and memory of the forward and backward pass of one pack."""
     model = TreeModel(own.model, backend)
     batch: Batch = build_batch(Pack(tuple(layouts)), pad_to_multiple_of([backend])).to(own.device)
     taken = []
@@ -187,8 +189,8 @@ def measure_pack(own: Bench, backend: Any, layouts: list[Layout], repeats: int) 
         "seconds": seconds,
         "tokens_per_second": batch.num_tokens / seconds,
         "flops_per_second": flops / seconds,
-        "mfu": flops / seconds / own.matrix["flops_per_second"],
-        "matrix_rate": own.matrix["flops_per_second"],
+        "mfu": flops / seconds / own.matrix_rate["flops_per_second"],
+        "matrix_rate": own.matrix_rate["flops_per_second"],
         "peak_memory_bytes": peak_memory(own.device),
         "mask_seconds": mask,
         "mask_share": mask / seconds,
@@ -205,7 +207,7 @@ def packs(results: Results, size: Size, models: list[str], rehearse: bool) -> No
         ]
         if all(results.has(case) for case in wanted):
             continue
-        own = open_bench(name, rehearse, max(size.packs), size.repeats)
+        own = open_bench(name, rehearse, max(size.packs))
         for case, (mode, tokens, backend) in zip(wanted, ways, strict=True):
             if not results.wants(case):
                 continue
@@ -220,7 +222,7 @@ def packs(results: Results, size: Size, models: list[str], rehearse: bool) -> No
 def turns(results: Results, size: Size, models: list[str], rehearse: bool) -> None:
     longest = max(size.turns)
     for name in models:
-        own: Bench | None = None
+        own: Setup | None = None
         for number in size.turns:
             case = {"model": name, "turns": number, "words": list(size.shape)}
             if not results.wants(case):
@@ -228,33 +230,33 @@ def turns(results: Results, size: Size, models: list[str], rehearse: bool) -> No
             if own is None:
                 tree = Shape(longest, *size.shape)
                 room = tree.longest + longest * (size.shape[1] + size.shape[2] + 8)
-                own = open_bench(name, rehearse, room, size.repeats, all_backends=True)
+                own = open_bench(name, rehearse, room, all_backends=True)
             views = make_views(Shape(number, *size.shape), max(1, 8 // number), own.vocabulary)
             errors: list[dict[str, Any]] = []
             for mode in ("selective", "full"):
                 keep(own.model, mode)
                 with out_of_memory(errors.append, own.device):
                     try:
-                        measured = own.measure(views, pad_id=0)
+                        measured = measure(own, views, pad_id=0, repeats=size.repeats)
                     except UserError as error:
                         errors.append({"error": str(error)})
                         continue
-                    results.write(case, {"gradient_checkpointing": mode, "matrix_rate": own.matrix, **measured})
+                    results.write(case, {"gradient_checkpointing": mode, "matrix_rate": own.matrix_rate, **measured})
                     break
             else:
                 results.write(case, errors[-1])
 
 
 def long(results: Results, size: Size, models: list[str], rehearse: bool) -> None:
-    """Three steps of AdamW on one tree: the loss has to fall."""
+    """Three AdamW steps on one tree: the loss must fall."""
     for name in models:
         case = {"model": name, "long": list(size.long)}
         if not results.wants(case):
             continue
-        own = open_bench(name, rehearse, 2**18, 1)
+        own = open_bench(name, rehearse, 2**18)
         (layout,) = layouts_of(Shape(*size.long), 1, own, 2**18)
         errors: list[dict[str, Any]] = []
-        for mode in ("full", "offload"):  # the second where the first does not fit
+        for mode in ("full", "offload"):  # the second if the first does not fit
             with out_of_memory(errors.append, own.device):
                 keep(own.model, mode)
                 measured = train_on(own, layout)
@@ -264,7 +266,7 @@ def long(results: Results, size: Size, models: list[str], rehearse: bool) -> Non
             results.write(case, errors[-1])
 
 
-def train_on(own: Bench, layout: Layout) -> dict[str, Any]:
+def train_on(own: Setup, layout: Layout) -> dict[str, Any]:
     model = TreeModel(own.model, *own.usable, choose=fastest)
     batch = build_batch(Pack((layout,)), pad_to_multiple_of(own.usable)).to(own.device)
     trained = [p for p in own.model.parameters() if p.requires_grad]
@@ -287,7 +289,7 @@ def train_on(own: Bench, layout: Layout) -> dict[str, Any]:
         "losses": losses,
         "seconds": seconds,
         "tokens_per_second": layout.num_tokens / seconds,
-        "mfu": own.counter.of_layouts([layout]) / seconds / own.matrix["flops_per_second"],
+        "mfu": own.counter.of_layouts([layout]) / seconds / own.matrix_rate["flops_per_second"],
         "peak_memory_bytes": peak_memory(own.device),
     }
 
@@ -297,14 +299,14 @@ def main() -> None:
     parser.add_argument("part", choices=["packs", "turns", "long"])
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--seconds", type=float, default=480, help="no case is begun later than this")
-    parser.add_argument("--rehearse", action="store_true", help="tiny, on any device")
+    parser.add_argument("--seconds", type=float, default=480, help="start no case after this many seconds")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on any device")
     arguments = parser.parse_args()
     if arguments.rehearse:
         if arguments.results.resolve() == (HERE / "results").resolve():
             arguments.results = Path(tempfile.mkdtemp(prefix="mtr-rehearsal-"))
     elif not torch.cuda.is_available():
-        sys.exit("no CUDA device here; --rehearse goes through the parts at a tiny size")
+        sys.exit("this machine has no CUDA device; --rehearse runs the parts at a tiny size on any device")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     about = environment(0, device, 1, time.strftime("%Y-%m-%d")) | {"rehearsal": arguments.rehearse}
     write_json(arguments.results / "gpu-environment.json", about)

@@ -1,11 +1,11 @@
-"""Do time and memory of the CPU path grow like the tree's pairs, or like the square of its tokens?
+"""Do time and memory on the CPU grow with the tree's visible pairs, or with the square of its tokens?
 
     python benchmarks/growth.py --json benchmarks/results/growth-cpu.json
 
-Two ways to 32k tokens: one conversation with more and more turns, and more and more conversations of one shape in a
-pack, where pairs grow like tokens. Attention alone (8 heads of size 64, forward and backward), a dense mask for
-comparison as far as it goes, and a whole model of 6 layers and width 512. Memory is the growth of the resident set
-over what was there before.
+There are two ways up to 32k tokens: one conversation with more and more turns, and more and more conversations of one
+shape in a pack, where pairs grow in proportion to tokens. Measured are attention alone (8 heads of size 64, forward and
+backward), a dense mask for comparison up to --dense tokens, and a complete model with 6 layers and width 512. Memory is
+the growth of the resident set.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def layouts(turns: int, conversations: int) -> list[Layout]:
 
 
 def turns_for(tokens: int) -> int:
-    """Turns of a conversation whose tree has about so many tokens: each adds its own, and a copy of its response."""
+    """Turns of a conversation whose tree has about this many tokens: each adds its own and a copy of its response."""
     user, thinking, response = WORDS
     return round(tokens / (user + thinking + 2 * response + 9))
 
 
 def measure(run: Callable[[], None]) -> dict[str, float]:
-    """Growth of the resident set in a first run; seconds of the fastest of those that 4 seconds allow, five at most."""
+    """Growth of the resident set in the first run, and seconds of the fastest run of up to five, within 4 seconds."""
     reset_peak_memory(DEVICE)
     before, memory = peak_memory(DEVICE), 0
     taken: list[float] = []
@@ -86,7 +86,7 @@ def model_of(batch: Batch, model: TreeModel) -> Callable[[], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
-    parser.add_argument("--dense", type=int, default=8192, help="the dense mask is measured up to so many tokens")
+    parser.add_argument("--dense", type=int, default=8192, help="most tokens for which the dense mask is measured")
     parser.add_argument("--part", choices=["attention", "model", "all"], default="all")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Each as a multiple of the first row of its kind."""
+    """Print the rows, with multiples of the first row of the same kind."""
     names = [name for name in ("attention", "dense", "model") if any(name in row for row in rows)]
     print(f"{'':<23}{'tokens':>8}{'pairs':>8}{'square':>8}", *(f"{f'{n} s':>13}{'GiB':>7}" for n in names))
     for kind in dict.fromkeys(row["kind"] for row in rows):

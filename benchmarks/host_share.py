@@ -1,9 +1,10 @@
-"""What share of a step does the host need to prepare it: parse, render, encode, merge, pack, tensors, mask plan?
+"""How long does the host take to prepare a step (parse, render, encode, merge, pack, tensors, mask plan), relative to
+the step itself?
 
     python benchmarks/host_share.py --json benchmarks/results/host-share-cpu.json
 
-A model of about 100 million parameters with LoRA on all linear layers takes optimizer steps on synthetic
-conversations; the preparation of the same steps is timed apart, on one core.
+A model with about 100 million parameters and LoRA on all linear layers takes optimizer steps on synthetic
+conversations; preparing the same steps is timed separately, on one core.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from mtr.attention.interface import use_tree_attention
-from mtr.bench.synthetic import Shape, make_rows, make_tokenizer, make_words
-from mtr.chat.rendering import Renderer
+from mtr.bench.synthetic import Shape, make_rows
+from mtr.bench.tokenizer import make_tokenizer, make_words
+from mtr.chat.loading import make_renderer
 from mtr.data.parsing import parse_row
 from mtr.files import write_json
 from mtr.model.device import keep_freed_memory
@@ -44,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--words", type=int, nargs=3, default=[60, 150, 60], metavar=("USER", "THINKING", "RESPONSE"))
-    parser.add_argument("--conversations", type=int, default=2, help="a step")
+    parser.add_argument("--conversations", type=int, default=2, help="per step")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--layers", type=int, default=14)
     parser.add_argument("--width", type=int, default=640)
@@ -69,7 +71,7 @@ def main() -> None:
     use_tree_attention(model)
     tree_model = TreeModel(model, "segment")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    builder = Builder(recipe, Renderer(make_tokenizer(words), {}))
+    builder = Builder(recipe, make_renderer(make_tokenizer(words), {}))
     host, device, tokens = [], [], []
     for number in range(arguments.steps + 1):
         own = rows[number * arguments.conversations : (number + 1) * arguments.conversations]
@@ -94,16 +96,16 @@ def main() -> None:
         "host_tokens_per_second": statistics.median(tokens) / prepared,
         "environment": environment(0, DEVICE, 1, time.strftime("%Y-%m-%d")),
     }
-    print(f"{parameters:,} parameters, {result['num_tokens']:,} tokens a step of {seconds:.2f} s")
+    print(f"{parameters:,} parameters, {result['num_tokens']:,} tokens per step of {seconds:.2f} s")
     for name, taken in parts.items():
         print(f"  {name:<24}{1e3 * taken:8.2f} ms  {taken / seconds:8.3%}")
-    print(f"  {'host together':<24}{1e3 * prepared:8.2f} ms  {prepared / seconds:8.3%}")
+    print(f"  {'host in total':<24}{1e3 * prepared:8.2f} ms  {prepared / seconds:8.3%}")
     if arguments.json:
         write_json(arguments.json, result)
 
 
 def prepare(builder: Builder, rows: list[dict[str, Any]]) -> tuple[list[Batch], float, dict[str, float]]:
-    """The batches of a step, their weight sum, and the seconds of each part of the preparation."""
+    """The batches of a step, the sum of their weights, and the seconds that each part of the preparation took."""
     budget = builder.recipe.sequence.budget
     marks = [time.perf_counter()]
     turns = [builder.turns(parse_row(row, f"row {i}")) for i, row in enumerate(rows)]

@@ -1,17 +1,19 @@
-"""How fast one worker prepares steps: parsing, rendering and encoding, merging, packing, in seconds of one CPU core.
+"""How fast one data worker prepares steps: parsing, rendering and encoding, merging, packing, in CPU seconds of one
+core.
 
     python benchmarks/host_speed.py --json benchmarks/results/host-speed.json
     python benchmarks/host_speed.py --tokenizer path/to/tokenizer --shapes chat loop loops
 
 Conversations of 5, 50 and 200 turns, each turn with thinking that the template drops from the history:
 
-    chat    a question and an answer, again and again
+    chat    each turn is a question and an answer
     loop    one question, one tool call after the other, an answer
-    loops   the same with ten turns to a question
+    loops   the same, with a new question every ten turns
 
-Every text is new, so nothing is remembered from one conversation to the next but what real data repeats too. The claim:
-with `data.rendering: auto` the time per tree token of 50 turns stays within 3x that of 5 turns, for every shape. Beside
-it stand the first long conversations, all turns of which are rendered whole as well, and `data.rendering: whole`.
+All texts are different, so caches only help with what real data repeats as well. The claim: with
+`data.rendering: auto`, the time per tree token at 50 turns stays within 3x that at 5 turns, for every shape. For
+comparison, it also measures the first long conversations, all turns of which are rendered in full as well, and
+`data.rendering: whole`.
 """
 
 from __future__ import annotations
@@ -45,14 +47,14 @@ LONGEST = 1 << 20
 
 @dataclass
 class Figure:
-    """One length of conversation; CPU seconds, medians over the conversations."""
+    """Measurements for one length of conversation; times are CPU seconds, medians over the conversations."""
 
     shape: str
     rendering: str
     turns: int
     conversations: int
     tree_tokens: int
-    """Of one conversation, on average, as are the next."""
+    """Mean of one conversation, as is the next field."""
     per_turn_tokens: int
     seconds: float
     parse_seconds: float
@@ -64,7 +66,7 @@ class Figure:
 
 
 def make_line(rng: random.Random, shape: str, turns: int, words: tuple[int, int, int]) -> str:
-    """A row as it stands in a file: made-up words, so that no two texts are the same."""
+    """A line of a JSON-lines file: made-up words, so that no two texts are the same."""
     syllables = ["ka", "to", "mi", "ren", "sol", "ba", "ve", "lu", "dor", "in", "es", "pa", "the", "ing", "qu"]
     to_a_question = {"chat": 1, "loop": turns, "loops": 10}[shape]
 
@@ -136,7 +138,7 @@ def main() -> None:
     parser.add_argument("--renderings", nargs="+", choices=["auto", "whole"], default=["auto", "whole"])
     parser.add_argument("--turns", type=int, nargs="+", default=[5, 50, 200])
     parser.add_argument("--words", type=int, nargs=3, default=[60, 150, 60], metavar=("USER", "THINKING", "RESPONSE"))
-    parser.add_argument("--total-turns", type=int, default=1000, help="turns measured for each length")
+    parser.add_argument("--total-turns", type=int, default=1000, help="turns to measure for each length, in total")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
@@ -162,7 +164,7 @@ def main() -> None:
             lines = [make_line(rng, shape, turns, words) for _ in range(count)]  # noqa: B023
             return measure(builder, lines, shape, name, turns)  # noqa: B023
 
-        timed(rendering, 5, 10)  # first calls, the encoder's checks
+        timed(rendering, 5, 10)  # warm-up: first calls, the encoder's checks
         short = timed(rendering, arguments.turns[0], arguments.total_turns // arguments.turns[0])
         show(short, short)
         found = [short]

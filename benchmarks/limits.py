@@ -1,8 +1,8 @@
-"""What speed-up can one pass reach? The limit by tokens and by FLOPs for a model and a shape of conversation, counted.
+"""What speed-up can one pass reach? Counts the limit by tokens and by FLOPs for a model and shapes of conversations.
 
     python benchmarks/limits.py benchmarks/shapes/qwen3-8b --user 100 --response 200
 
-Nothing runs: the model is built without memory, the conversations are counted as trees and as separate turns.
+Nothing is run: the model is on the meta device, and the conversations are counted as trees and as separate turns.
 """
 
 from __future__ import annotations

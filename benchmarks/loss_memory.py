@@ -1,9 +1,9 @@
-"""How much memory the loss takes: 16k predictors over a vocabulary of 150k, forward and backward, on the CPU.
+"""How much memory the loss takes: 16k predicting positions with a vocabulary of 150k, forward and backward, on the CPU.
 
     python benchmarks/loss_memory.py [--json FILE]
 
-The full logits would be predictors x vocabulary x 4 bytes. The peak is the resident set above what inputs and weights
-took. Gradients are compared with those of the whole logits on the first predictors, as many as are affordable.
+The full logits would take positions x vocabulary x 4 bytes. The peak is that of the resident set beyond inputs and
+weights. Gradients are compared with those of the full logits for the first positions, as many as fit in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 def measure(
     predictors: int = 16_384, vocabulary: int = 151_936, width: int = 64, compared: int = 1_024
 ) -> dict[str, Any]:
-    """Peak of the loss at this size, and the difference of its gradients to those of the whole logits."""
+    """Peak memory of the loss at this size, and the difference between its gradients and those of the full logits."""
     torch.manual_seed(0)
     head = torch.nn.Linear(width, vocabulary, bias=False)
     head.weight.requires_grad_(False)

@@ -1,10 +1,10 @@
-"""A random model and conversations of one shape, as files: a recipe to verify, inspect, train or bench on.
+"""Writes a random model, conversations of one shape, and a recipe for them: for verify, inspect, train or bench.
 
     python benchmarks/make_shape.py FOLDER --turns 8 --words 60 150 60
     mtr bench FOLDER/recipe.yaml
 
-The model is a randomly initialised Qwen3 of 6 layers and width 512 (or as asked) with a word-level tokenizer of at
-most 4,096 entries and a chat template that drops the thinking of earlier turns.
+The model is a randomly initialised Qwen3 with 6 layers and width 512 by default, a word-level tokenizer of at most
+4,096 entries, and a chat template that drops the thinking of earlier turns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from mtr.bench.synthetic import Shape, make_rows, make_tokenizer, make_words
+from mtr.bench.synthetic import Shape, make_rows
+from mtr.bench.tokenizer import make_tokenizer, make_words
 
 
 def small_config(layers: int, width: int, vocabulary: int) -> Qwen3Config:

@@ -1,11 +1,11 @@
-"""Memory and time to the first step with a large JSON-lines file: neither may grow with the file.
+"""Memory, and time to the first step, with a large JSON-lines file: neither should grow with the file.
 
     python benchmarks/stream_memory.py --gigabytes 2 --json benchmarks/results/stream-memory.json \\
         --plot benchmarks/results/stream-memory.png
 
-Makes a small and a large file of quickstart conversations in a temporary folder and, for each, in a process of its
-own: opens it, builds steps in shuffled order and writes down the memory after each. Then `mtr train` runs one step on
-each, timed from the start of the process to the first line of metrics.jsonl.
+Writes a small and a large file of quickstart conversations to a temporary folder. For each file, a separate process
+opens it, builds steps in shuffled order and records the memory after each step. Then `mtr train` runs one step on each
+file, timed from the start of the process to the first line of metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MEGABYTE = 1 << 20
 
 
 def make_file(path: Path, size: int) -> None:
-    """Quickstart conversations over and over, each with an id of its own."""
+    """Repeat the quickstart conversations, each row with a unique id, until the file has `size` bytes."""
     rows = [json.loads(line) for line in (ROOT / "recipes/quickstart/train.jsonl").read_text().splitlines()]
     ends = [json.dumps(row)[1:] + "\n" for row in rows]
     with path.open("w") as file:
@@ -50,7 +50,7 @@ def make_file(path: Path, size: int) -> None:
 
 
 def memory() -> dict[str, float]:
-    """Of this process in MiB; `file` is what it maps from files."""
+    """Resident memory of this process in MiB: in total, its own, and mapped from files."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return {
         name: int(status[key].split()[0]) / 1024
@@ -70,14 +70,14 @@ def recipe_for(path: Path, output_dir: Path, conversations: int) -> Recipe:
 
 
 def curve(path: Path, rows: int) -> dict[str, Any]:
-    """Open the file and build steps of 500 rows until `rows` are read."""
+    """Open the file and build steps of 500 rows until `rows` rows have been read."""
     recipe = recipe_for(path, path.parent / "unused", 500)
     builder = Builder(recipe, load_renderer(recipe, load_tokenizer(recipe)))
     before, began = memory(), time.perf_counter()
     data, _ = open_training_data(recipe.data, recipe.training.seed)
     assert isinstance(data, Mixture)
     opened, opened_seconds = memory(), time.perf_counter() - began
-    steps = IndexedSteps(builder, data, shuffle=True)
+    steps = IndexedSteps(builder.step, data, builder.recipe.training, shuffle=True)
     points, first_step = [], 0.0
     for number in range(min(rows // 500, steps.steps_per_epoch)):
         step = steps[number]
@@ -96,7 +96,7 @@ def curve(path: Path, rows: int) -> dict[str, Any]:
 
 
 def seconds_to_first_step(path: Path, folder: Path) -> float:
-    """From the start of `mtr train` to its first line of metrics."""
+    """Seconds from the start of `mtr train` to its first line of metrics."""
     folder.mkdir()
     recipe = folder / "recipe.yaml"
     recipe.write_text(recipe_for(path, folder / "run", 16).dump())

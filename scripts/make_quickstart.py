@@ -1,17 +1,17 @@
-"""Make the assets of the quickstart: a tiny reasoning chat model and conversations to fine-tune it on.
+"""Generate the quickstart's assets: a tiny reasoning chat model and conversations to fine-tune it on.
 
-The quickstart has to run in minutes, on a laptop's CPU and without downloading anything, and yet show a
-model learn something one can check. So this script makes all of it, under ``recipes/quickstart``:
+The quickstart must run in minutes on a laptop CPU without downloading anything, and still show a model learn
+something that can be checked. This script generates all of it, under ``recipes/quickstart``:
 
 ``base/``
-    A causal language model of about one million parameters with its tokenizer and chat template. It is
-    pretrained here on made-up text: sums, words said twice (which teach it to copy), stories in plain text in
-    which somebody's things are counted, and short chats about other matters, with and without thinking. So
-    it has the words, the arithmetic and the chat format, but has never seen a chat that keeps count.
+    A causal language model with about one million parameters, its tokenizer and chat template. It is
+    pretrained here on synthetic text: sums, repeated words (which teach it to copy), plain-text stories in
+    which somebody's things are counted, and short chats about other topics, with and without thinking. It
+    therefore knows the words, the arithmetic and the chat format, but has never seen a chat that keeps count.
 ``train.jsonl`` and ``eval.jsonl``
     Conversations in which somebody's things are counted. Each answer depends on the answer before it, which
     is in the chat's history, and is worked out in the turn's own thinking, which the chat template drops
-    from the history as soon as the user speaks again. No conversation of the one is in the other.
+    from the history as soon as the user speaks again. No conversation is in both files.
 
 Everything is drawn from fixed seeds. A rerun on the same machine with the same versions gives the same
 files; other machines may round differently and give slightly different weights.
@@ -42,11 +42,11 @@ EVAL_ROWS = 150
 MAX_COUNT = 60  # nobody ever has more things than this
 MAX_STEP = 12  # at most this many are gained or lost at once
 
-END_OF_TEXT = "<|endoftext|>"  # between documents, and padding
+END_OF_TEXT = "<|endoftext|>"  # between documents, and for padding
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 
-# Thinking is written out for the assistant's messages after the user's last one, and for no others.
+# Thinking is rendered only in assistant messages after the last user message.
 CHAT_TEMPLATE = """\
 {%- set at = namespace(last_user=-1) %}
 {%- for message in messages %}
@@ -80,7 +80,7 @@ LOSSES = ("loses", "sells", "drops")
 
 @dataclass(frozen=True)
 class Event:
-    """Something that changes how many things somebody has: how it is told, the sums it takes, the result."""
+    """Something that changes how many things somebody has: its wording, the sums it takes, and the result."""
 
     told: str
     sums: str
@@ -88,29 +88,29 @@ class Event:
 
 
 def plus(rng: random.Random, count: int) -> tuple[str, str, int]:
-    """Words, sum and result of gaining a few."""
+    """Wording, sum and result of gaining a few."""
     step = rng.randint(1, min(MAX_STEP, MAX_COUNT - count))
     return f"{rng.choice(GAINS)} {step} more", f"{count} + {step} = {count + step}.", count + step
 
 
 def minus(rng: random.Random, count: int) -> tuple[str, str, int]:
-    """Words, sum and result of losing a few."""
+    """Wording, sum and result of losing a few."""
     step = rng.randint(1, min(MAX_STEP, count))
     return f"{rng.choice(LOSSES)} {step}", f"{count} - {step} = {count - step}.", count - step
 
 
 def halve(rng: random.Random, count: int) -> tuple[str, str, int]:
-    """Words, sum and result of giving half away; the count has to be even."""
+    """Wording, sum and result of giving half away; the count must be even."""
     return "gives half away", f"Half of {count} is {count // 2}.", count // 2
 
 
 def double(rng: random.Random, count: int) -> tuple[str, str, int]:
-    """Words, sum and result of doubling."""
+    """Wording, sum and result of doubling."""
     return "gets as many again", f"{count} + {count} = {2 * count}.", 2 * count
 
 
 def draw_change(rng: random.Random, count: int) -> tuple[str, str, int]:
-    """Words, sum and result of one change that is possible with this count."""
+    """Wording, sum and result of one change that is possible with this count."""
     possible: list[Callable[[random.Random, int], tuple[str, str, int]]] = []
     if count < MAX_COUNT:
         possible += [plus, plus]
@@ -124,7 +124,7 @@ def draw_change(rng: random.Random, count: int) -> tuple[str, str, int]:
 
 
 def draw_event(rng: random.Random, subject: str, count: int) -> Event:
-    """One change, or one after another."""
+    """One change, or two in a row."""
     told, sums, after = draw_change(rng, count)
     if rng.random() < 0.4:
         then, more_sums, after = draw_change(rng, after)
@@ -137,7 +137,7 @@ def pronoun(name: str) -> str:
 
 
 def owns(name: str, count: int, things: str, verb: str = "has") -> str:
-    """Say how many things somebody has, and mind the singular."""
+    """Say how many things somebody has, with the singular for one."""
     return f"{name} {verb} {count} {things.removesuffix('s') if count == 1 else things}"
 
 
@@ -145,7 +145,7 @@ def owns(name: str, count: int, things: str, verb: str = "has") -> str:
 
 
 def counting_chat(rng: random.Random) -> list[Message]:
-    """A conversation of three to six turns which keeps count of somebody's things."""
+    """A conversation of three to six turns that keeps count of somebody's things."""
     name, things = rng.choice(NAMES), rng.choice(THINGS)
     start = count = rng.randint(2, MAX_COUNT - MAX_STEP)
 
@@ -170,7 +170,7 @@ def counting_chat(rng: random.Random) -> list[Message]:
 
 
 def write_conversations(out: Path) -> None:
-    """Write train.jsonl and eval.jsonl; every conversation is there once."""
+    """Write train.jsonl and eval.jsonl; every conversation appears once."""
     rng = random.Random(SEED)
     seen: set[str] = set()
     for split, rows in (("eval", EVAL_ROWS), ("train", TRAIN_ROWS)):
@@ -184,7 +184,7 @@ def write_conversations(out: Path) -> None:
         (out / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-# --- The corpus of the pretraining -------------------------------------------------------------------------
+# --- The pretraining corpus --------------------------------------------------------------------------------
 
 
 def sums_text(rng: random.Random) -> str:
@@ -199,7 +199,7 @@ def sums_text(rng: random.Random) -> str:
 
 
 def story_text(rng: random.Random) -> str:
-    """A story in plain text: who has how many, what happens, the sums, how many are left."""
+    """A plain-text story: who has how many, what happens, the sums, how many are left."""
     name, things = rng.choice(NAMES), rng.choice(THINGS)
     count = rng.randint(0, MAX_COUNT)
     parts = [f"{owns(name, count, things)}."]
@@ -212,13 +212,13 @@ def story_text(rng: random.Random) -> str:
 
 
 def echo_text(rng: random.Random) -> str:
-    """A few words in no order, said twice or three times: this teaches a model to copy."""
+    """A few random words, two or three times in a row: this teaches the model to copy."""
     words = [str(rng.choice(rng.choice((NAMES, THINGS, COLOURS, range(MAX_COUNT + 1))))) for _ in range(6)]
     return " ".join([" ".join(words[: rng.randint(3, 6)]) + "."] * rng.randint(2, 3))
 
 
 def other_turn(rng: random.Random) -> list[Message]:
-    """A question and its answer about anything but counting things, with thinking or without."""
+    """A question about anything but counting things, and its answer, with or without thinking."""
     name, things, colour = rng.choice(NAMES), rng.choice(THINGS), rng.choice(COLOURS)
     number = rng.randint(0, MAX_COUNT)
     _, told_sum, after = draw_change(rng, number)
@@ -240,7 +240,7 @@ def other_turn(rng: random.Random) -> list[Message]:
 
 
 def documents(rng: random.Random) -> Iterator[str | list[Message]]:
-    """The corpus without end: plain text, and chats as messages."""
+    """The endless corpus: plain texts, and chats as messages."""
     while True:
         draw = rng.random()
         if draw < 0.2:
@@ -257,7 +257,7 @@ def documents(rng: random.Random) -> Iterator[str | list[Message]]:
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: any text survives it, and each number of the domain is one token."""
+    """A byte-level BPE tokenizer: lossless for any text, and each number of the domain is one token."""
     tokenizer = Tokenizer(models.BPE())
     words = Regex(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -288,7 +288,7 @@ def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """The model before pretraining."""
+    """The randomly initialised model."""
     config = Qwen3Config(
         vocab_size=math.ceil(len(tokenizer) / 16) * 16,
         hidden_size=128,
@@ -315,7 +315,7 @@ def as_text(tokenizer: PreTrainedTokenizerFast, document: str | list[Message]) -
 
 
 def token_blocks(tokenizer: PreTrainedTokenizerFast, rng: random.Random, rows: int, width: int) -> torch.Tensor:
-    """The corpus's documents one after another, cut into rows of tokens."""
+    """Documents of the corpus, concatenated and cut into rows of tokens."""
     ids: list[int] = []
     corpus = documents(rng)
     while len(ids) < rows * width:
@@ -332,7 +332,7 @@ def pretrain(
     peak_rate: float = 4e-3,
     warm_up: int = 40,
 ) -> None:
-    """Train on each row of tokens once: AdamW, a linear warm-up and then a cosine down to a twentieth."""
+    """Train on each row of tokens once: AdamW, linear warm-up, then cosine decay to 5% of the peak rate."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.05)
 
     def rate(step: int) -> float:
@@ -364,7 +364,7 @@ def make_base(folder: Path, steps: int, rows_per_step: int = 24, width: int = 19
     texts = documents(random.Random(SEED + 1))
     sample = [next(texts) for _ in range(6_000)]
     plain = [d if isinstance(d, str) else "\n\n".join("\n".join(m.values()) for m in d) for d in sample]
-    # What the chats of the task begin a line with, so that these are whole tokens too.
+    # How lines of the task's chats begin, so that these words become single tokens too.
     tokenizer = make_tokenizer([*plain, *["Before:\nStart:\nHow many did\nsystem\n at the start"] * 20])
 
     torch.manual_seed(SEED)
@@ -390,7 +390,7 @@ def make_base(folder: Path, steps: int, rows_per_step: int = 24, width: int = 19
 
 def main() -> None:
     root = Path(__file__).resolve().parent.parent
-    parser = argparse.ArgumentParser(description="Make the quickstart's model and conversations.")
+    parser = argparse.ArgumentParser(description="Generate the quickstart's model and conversations.")
     parser.add_argument("--out", type=Path, default=root / "recipes" / "quickstart", help="where to write")
     parser.add_argument("--threads", type=int, default=2, help="threads for torch")
     parser.add_argument("--steps", type=int, default=1_000, help="pretraining steps")
