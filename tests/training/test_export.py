@@ -87,7 +87,7 @@ def test_the_command_merges_a_run_and_a_checkpoint(trained: Trained, mtr: Mtr, t
     assert (run / "merged" / "model.safetensors").exists()
     code, out, _ = mtr("merge", run / "checkpoint-1", "--output", tmp_path / "one", "--dtype", "float32")
     assert code == 0
-    assert f"merged     {tmp_path / 'one'}" in out
+    assert f"merged        {tmp_path / 'one'}" in out
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Attention over the rows of a varlen plan: FlashAttention's kernels, each path with its keys gathered.
 
-    query [T] as it stands  ->  rows of cu_seq_q      key, value [T] -> gathered [G] by kv_index, rows of cu_seq_k
+    query [T] as it is      ->  rows of cu_seq_q      key, value [T] -> gathered [G] by kv_index, rows of cu_seq_k
 
 Every row is causal attention aligned at the bottom right, so queries are computed once and the pairs are the tree's.
 The gathered keys are not saved: the backward gathers them again, and accumulates their gradients in float32, because a
@@ -107,7 +107,7 @@ class _Result(NamedTuple):
 
 
 def _window(plan: VarlenPlan) -> dict[str, Any]:
-    """Of the kernel: a window counts the keys before the query, and is causal by itself."""
+    """The kernel's arguments: a window counts the keys before the query and implies causality."""
     if not plan.window:
         return {"is_causal": True}
     return {"is_causal": False, "window_size_left": plan.window - 1, "window_size_right": 0}

@@ -1,7 +1,12 @@
 """Training runs: the loop, what is set up before it, and what happens beside its steps.
 
-`loop.train` is the entry point. `setup` builds a frozen `Run` of parts, each in a file of its own (feed, evaluation,
-saving, generation, export, step_log); `state` is what changes and what checkpoints save.
+    loop, setup, state, learner                                        a run; `loop.train` is the entry point
+    feed, step_log, evaluation, saving, generation, export, stopping   its parts, which the loop calls by name
+    folder, checkpoint, metrics, rejects, environment                  what it writes
+    log, progress, tracking, exact_match                               what it reports
+    processes, parallel, launch, signals, faults                       several processes, and what can go wrong
+    optim                                                              optimizer and learning rate
+    merge, model_card, hub                                             what others get
 
 Imports: model, attention, prepare, tree, chat, data, recipe, files, console, errors.
 """

@@ -55,7 +55,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> RunS
 
 
 def _loop(run: Run) -> None:
-    """One thing after the other until the run is done or told to stop."""
+    """One thing after the other until the run is done or asked to stop."""
     while not run.stopping.is_agreed:
         if run.evaluation.is_due():
             run.evaluation.evaluate()

@@ -128,7 +128,8 @@ class Data:
 
 
 def set_up(recipe: Recipe, signals: StopSignals, resume: bool = False, overwrite: bool = False) -> Run:
-    """
+    """Everything before the first step.
+
     Raises:
         UserError: something in the recipe, the data or the model has to be fixed.
     """
@@ -142,14 +143,15 @@ def set_up(recipe: Recipe, signals: StopSignals, resume: bool = False, overwrite
     compute = _choose_compute(recipe, process)
     data = _open_data(recipe, renderer, process, compute, folder.start)
     held_out = data.held_out()
-    goal = Goal(_count_steps(data), recipe.training.early_stopping_patience)
-    steps = _prepare_steps(data, goal)
+    order = data.steps()
+    goal = Goal(_count_steps(recipe, order), recipe.training.early_stopping_patience)
+    steps = _prepare_steps(recipe, order, range(folder.start, goal.num_steps))
 
     tree_model, accelerator = _load_model(recipe, process, compute)
     recipe, fitted = _fit_memory(recipe, tree_model, accelerator)
     if fitted:
         data = replace(data, builder=replace(data.builder, recipe=recipe))
-        steps = _prepare_steps(data, goal)
+        steps = _prepare_steps(recipe, data.steps(), range(folder.start, goal.num_steps))
     eval_steps = data.eval_steps()
     meter = _speed_up(recipe, tree_model.model, accelerator, compute)
     learner = _build_learner(recipe, tree_model, accelerator, tokenizer, goal)
@@ -204,21 +206,20 @@ def _open_data(recipe: Recipe, renderer: Renderer, process: PartialState, comput
     return Data(builder, train, open_eval_data(recipe.data, held_back), start)
 
 
-def _count_steps(data: Data) -> int:
-    training = data.recipe.training
+def _count_steps(recipe: Recipe, order: IndexedSteps | StreamedSteps) -> int:
+    training = recipe.training
     if training.max_steps is not None:
         return training.max_steps
-    steps = data.steps()
-    if isinstance(steps, StreamedSteps):
+    if isinstance(order, StreamedSteps):
         raise UserError("training.max_steps is missing: a stream's length is not known, so epochs cannot be counted")
-    return max(1, math.ceil(training.num_train_epochs * steps.steps_per_epoch))
+    return max(1, math.ceil(training.num_train_epochs * order.steps_per_epoch))
 
 
-def _prepare_steps(data: Data, goal: Goal) -> Iterator[Step]:
+def _prepare_steps(recipe: Recipe, order: IndexedSteps | StreamedSteps, numbers: range) -> Iterator[Step]:
     """The steps that are left to do; the first ones are prepared here, so that bad data is noticed early."""
-    asked = data.recipe.data.num_workers
+    asked = recipe.data.num_workers
     num_workers = asked if asked is not None else 2 * torch.cuda.is_available()
-    return with_trained_turns(iterate_steps(data.steps(), range(data.start, goal.num_steps), num_workers))
+    return with_trained_turns(iterate_steps(order, numbers, num_workers))
 
 
 # --- model ------------------------------------------------------------------------------------------------------------

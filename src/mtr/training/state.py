@@ -1,4 +1,4 @@
-"""What changes while a run goes on. Checkpoints save it, and what is due next is read from it."""
+"""What changes during a run. Checkpoints save it, and what is due next is read from it."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _first_seen(block: Piece, span: Span) -> int:
 
 @dataclass(frozen=True)
 class VarlenPlan:
-    """R rows: queries as they stand in the layout, keys gathered; causal, aligned at the bottom right."""
+    """R rows: queries in layout order, keys gathered; causal, aligned at the bottom right."""
 
     cu_seq_q: Tensor
     """[R + 1] int32"""
