@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -12,6 +13,27 @@ from rich.console import Console
 def console(file: TextIO | None = None) -> Console:
     """A console that neither wraps nor highlights, on standard error by default."""
     return Console(file=file or sys.stderr, soft_wrap=True, highlight=False)
+
+
+def printable(text: str) -> str:
+    """The text with control characters written out (`\\x1b`), line breaks and tabs left alone.
+
+    Text of data, templates and other libraries could otherwise move the cursor, recolour or retitle a terminal, or
+    reorder what is read.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_written_out(character) for character in text)
+
+
+def _written_out(character: str) -> str:
+    steers = unicodedata.category(character) in ("Cc", "Cs") or character in _BIDIRECTIONAL
+    if not steers or character in "\n\t":
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode()
+
+
+_BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def shorten(text: str, width: int) -> str:

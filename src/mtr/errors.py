@@ -61,3 +61,9 @@ class LostProcessError(WorkerError):
     """Another process of the run ended, so this one cannot continue; that one reports why."""
 
     local = True
+
+
+class UploadError(UserError):
+    """The result is complete on disk, but could not be uploaded."""
+
+    exit_code = 7

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mtr.console import printable
 from mtr.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def errors() -> Iterator[None]:
         yield
     except UserError as error:
         if error.local or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {printable(str(error)).replace(chr(10), ' ')}", file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
 
 

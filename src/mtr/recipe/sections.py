@@ -38,6 +38,10 @@ class ModelSection(Section):
     attention: Literal["auto", Backend] = "auto"
     """How the tree mask is computed; `auto` is the faster of flex and varlen on CUDA, and segment elsewhere."""
     trust_remote_code: bool = False
+    allow_missing: list[str] = []
+    """Parameters that the weights may lack, by name or pattern (`lm_head.*`); they start from random values."""
+    allow_unexpected: list[str] = []
+    """Tensors that the weights may hold and the model does not use, by name or pattern."""
     load_in_4bit: bool = False
     """QLoRA: frozen weights in 4 bits (NF4) with bitsandbytes, matmuls in bfloat16."""
 
