@@ -11,11 +11,27 @@ class UserError(ValueError):
 
 def one_line(error: BaseException, most: int = 300) -> str:
     """The text of another library's error, shortened to fit into a message of ours."""
-    return " ".join(str(error).split())[:most]
+    return " ".join(str(error)[: 10 * most].split())[:most]  # of a text of any size
+
+
+def described(error: BaseException, most: int = 300) -> str:
+    """As `one_line`, after the kind of error where the text alone (`'metadata'`) would not say what it is."""
+    text = one_line(error, most)
+    return text if text and isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether a library failed, rather than this process being told to end. A panic of Rust code, such as that of
+    tokenizers, is no Exception.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 class RowError(UserError):
     """One row is bad. With `data.on_bad_row: skip` it is skipped and counted by its reason."""
+
+    sha256: str | None = None
+    """Of the row's text, where that could not be read."""
 
     def __init__(self, where: str, reason: str, detail: str = "") -> None:
         """

@@ -479,6 +479,12 @@ BAD_FILES: dict[str, tuple[str, bytes | None, dict[str, Any], str]] = {
     "no Parquet file": ("rows.parquet", b"no table at all", {}, "{file}: cannot be read: ..."),
     "an empty Parquet file": ("rows.parquet", b"", {}, "{file}: cannot be read: ..."),
     "no Arrow file": ("rows.arrow", b"no table at all", {}, "{file}: cannot be read: ..."),
+    "a CSV file with a column twice": (
+        "rows.csv",
+        b"prompt,completion,prompt\na,b,c\n",
+        {},
+        "{file}: two columns are named 'prompt'; rename one",
+    ),
     "a ragged CSV file": (
         "rows.csv",
         b"prompt,completion\na,b\nc,d,e\n",

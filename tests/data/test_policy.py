@@ -9,6 +9,7 @@ from support.rows import conversation_row
 from support.sources import ROWS, taken_from
 
 from mtr.data.conversation import Conversation, SkippedRow
+from mtr.data.json_text import hash_value
 from mtr.errors import UserError
 
 BAD = {"messages": [{"role": "bot", "content": "x"}]}
@@ -23,7 +24,9 @@ def test_a_bad_row_is_an_error_or_passed_over_with_its_reason(tmp_path: Path) ->
     assert isinstance(first, Conversation)
     assert isinstance(last, Conversation)
     roles = "roles are system, developer, user, assistant, tool"
-    assert role == SkippedRow(1, f"{path}, line 2", "unknown role", f"message 0: unknown role 'bot'; {roles}")
+    assert role == SkippedRow(
+        1, f"{path}, line 2", "unknown role", f"message 0: unknown role 'bot'; {roles}", hash_value(BAD)
+    )
     assert isinstance(broken, SkippedRow)
     assert (broken.row, broken.where, broken.reason) == (2, f"{path}, line 3", "not valid JSON")
     assert broken.problem

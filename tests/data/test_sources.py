@@ -19,8 +19,8 @@ import pytest
 from support.rows import conversation_row
 from support.sources import LINES, ROWS, answers, numbered, opened, refused
 
+from mtr.data.lines import CompressedLines, JsonLines
 from mtr.data.mixture import Mixture
-from mtr.data.sources import CompressedLines, JsonLines
 from mtr.errors import UserError
 
 WANTED = ["answer 0", "answer 1", "answer 2"]
@@ -52,7 +52,7 @@ def test_json_lines(tmp_path: Path, content: str, lines: list[int], name: str) -
 
 
 def test_lines_are_found_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtr.data.sources._CHUNK", 7)
+    monkeypatch.setattr("mtr.data.lines.CHUNK", 7)
     path = tmp_path / "rows.jsonl"
     path.write_text(f"\n{LINES[0]}\n\n{LINES[1]}\n{LINES[2]}")
     rows = JsonLines(path)
@@ -149,7 +149,7 @@ def test_a_compressed_file_gives_the_rows_of_the_plain_one(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over many blocks, with lines longer than a block, blank ones, and in any order."""
-    monkeypatch.setattr("mtr.data.sources._BLOCK", 200)
+    monkeypatch.setattr("mtr.data.lines.BLOCK", 200)
     lines = [json.dumps({**numbered(i), "long": "x" * (997 * (i % 7 == 0))}) + "\n\n" * (i % 3 == 0) for i in range(60)]
     text = "\n".join(lines).encode()
     (tmp_path / "rows.jsonl").write_bytes(text)

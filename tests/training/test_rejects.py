@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.rows import conversation_row
+from support.sources import opened
 
 from mtr.data.conversation import SkippedRow
 from mtr.errors import RowError, SaveError, UserError
@@ -96,6 +97,31 @@ def test_the_summary_says_what_was_skipped(run: Run, capsys: pytest.CaptureFixtu
     assert "skipped       3 rows: fewer turns than data.filter.min_turns (2)" in said
 
 
+@pytest.mark.parametrize("again", [{"messages": [], "id": 1}, '{"messages": [' + "]" * 3])
+def test_an_edited_row_that_is_bad_again_is_listed_again(run: Run, tmp_path: Path, again: Any) -> None:
+    """A row is known by its place and its content, be that JSON or not."""
+    path = tmp_path / "rejects.jsonl"
+    contents: list[Any] = [{"messages": []}, again, {"messages": []}]
+    for content in contents:
+        row = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "rows.jsonl").write_text(row + "\n")
+        rejected = opened(tmp_path / "rows.jsonl", on_bad_row="skip").take(0)
+        assert isinstance(rejected, SkippedRow)
+        RejectsFile(path).write([rejected])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["where"] for line in lines] == [f"{tmp_path / 'rows.jsonl'}, line 1"] * 2
+    assert len({line["sha256"] for line in lines}) == 2
+
+
+def test_a_damaged_list_and_one_without_hashes_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "rejects.jsonl"
+    path.write_bytes(b'{"row": 0, "where": "a, line 1", "reason": "bad"}\nno JSON\n[1]\n\xff\n{"row": 2, "wh')
+    RejectsFile(path).write([SkippedRow(0, "a, line 1", "bad", "bad", "00"), SkippedRow(1, "b", "bad", "bad", "11")])
+    lines = path.read_text().splitlines()
+    assert [line[:12] for line in lines[:3]] == ['{"row": 0, "', "no JSON", "[1]"]
+    assert [json.loads(line)["where"] for line in lines[4:]] == ["b"]
+
+
 def test_an_error_goes_through_a_worker_whole() -> None:
     import pickle
 
@@ -110,7 +136,7 @@ def test_rows_outside_the_limits_are_not_listed(tmp_path: Path) -> None:
     assert not (tmp_path / "rejects.jsonl").exists()
     file.write([SkippedRow(1, "a, line 2", "bad", "bad: \ud800 <"), SkippedRow(1, "a, line 2", "bad", "bad")])
     assert json.loads((tmp_path / "rejects.jsonl").read_text()) == {
-        "row": 1, "where": "a, line 2", "reason": "bad: \ud800 <"
+        "row": 1, "where": "a, line 2", "reason": "bad: \ud800 <", "sha256": None
     }  # fmt: skip
 
 
@@ -138,7 +164,7 @@ def test_inspect_tells_people_what_is_worth_knowing_about_the_data(
     code, _, err = mtr("inspect", recipe)
     assert code == 0
     assert "rows.jsonl is read as prompt_completion" in err
-    assert "1 of the first 2 rows are the beginning of another row or equal to one" in err
+    assert "1 of the first 2 rows are equal to an earlier one" in err
     assert mtr("inspect", recipe, "--json")[2] == "", "none of it beside JSON"
 
 

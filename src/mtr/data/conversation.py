@@ -56,6 +56,8 @@ class Conversation:
     tools: list[Any] | None = None
     row: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The row as it was read."""
+    remarks: tuple[str, ...] = ()
+    """What is odd about it, though it is trained: each one of a finite number of texts, at most once."""
 
     @property
     def turns(self) -> list[int]:
@@ -75,6 +77,8 @@ class SkippedRow:
     """One of a finite number of texts, by which skipped rows are counted."""
     problem: str | None = None
     """What is wrong with this one; None for a row that is outside the limits."""
+    sha256: str | None = None
+    """Of a bad row's content; None if it could not be read at all."""
 
 
 def _join(content: Any, kind: str) -> str:

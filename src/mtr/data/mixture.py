@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from mtr.data.conversation import Conversation, SkippedRow
+from mtr.data.lines import Ints
 from mtr.data.policy import Policy
 from mtr.data.shapes import Reader
-from mtr.data.sources import Ints, Rows
+from mtr.data.sources import Rows
 from mtr.errors import RowError, UserError
 
 FIRST_ROWS = 200

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mtr.data.lines import Ints
 from mtr.data.mixture import FIRST_ROWS, Mixture, Opened, read_row
+from mtr.data.parsing import names
 from mtr.data.policy import Policy
 from mtr.data.shapes import Reader
-from mtr.data.sources import Ints, open_source
+from mtr.data.sources import open_source
 from mtr.data.stream import Stream
 from mtr.errors import UserError
 from mtr.recipe.sections import DataSection, Source
@@ -87,13 +89,13 @@ def group_rows(mixture: Mixture, column: str) -> Ints:
             row = read_row(source.rows, i)
             value = row.get(column) if isinstance(row, dict) else None
             if value is None:
-                found.update(row if isinstance(row, dict) and len(groups) < FIRST_ROWS else ())
+                found.update(list(row) if isinstance(row, dict) and len(groups) < FIRST_ROWS else ())
                 key = f"row {len(groups)}"
             else:
                 key = json.dumps(value, sort_keys=True, default=str)
             groups.append(numbers.setdefault(key, len(numbers)))
     if all(key.startswith("row ") for key in numbers):
-        columns = ", ".join(map(str, found)) or "nothing"
+        columns = names(found) or "nothing"
         raise UserError(f"data.group_by: no row has a column {column!r} (found: {columns})")
     return np.array(groups, np.int64)
 

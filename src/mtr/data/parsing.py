@@ -8,18 +8,24 @@ string or quote it twice).
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from mtr.data.conversation import THINKING_KEYS, Conversation, Message
-from mtr.errors import RowError
+from mtr.data.json_text import RepeatedKeys, parse_json
+from mtr.errors import RowError, one_line
 
 T = TypeVar("T")
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+MOST_MESSAGES = 100_000
+"""Messages of one row; more are not looked at."""
+REPEATED_KEY = "a key is given twice in one object, and only the last value counts"
 _MAX_WEIGHT = 1e6
+_MOST_NAMES = 30
 
 
 def parse_row(row: Any, where: str, messages: str = "messages", tools: str = "tools") -> Conversation:
@@ -36,13 +42,15 @@ def parse_row(row: Any, where: str, messages: str = "messages", tools: str = "to
         raise RowError(where, "a row is a JSON object", f", this is {kind(row)}")
     listed = row.get(messages)
     if listed is None:
-        found = ", ".join(map(str, row)) or "nothing"
+        found = names(row) or "nothing"
         raise RowError(
             where, f"no {messages!r} column", f" (found: {found}); name yours in data.messages or data.columns"
         )
     listed = from_json(listed)
     if not isinstance(listed, list) or not listed:
         raise RowError(where, f"{messages!r} must be a non-empty list of messages", f", this is {kind(listed)}")
+    if len(listed) > MOST_MESSAGES:
+        raise RowError(where, f"more than {MOST_MESSAGES:,} messages", f" ({len(listed):,}); split or remove the row")
     parsed = tuple(_parse_message(message, f"{where}, message {i}") for i, message in enumerate(listed))
     if not any(message.role == "assistant" for message in parsed):
         raise RowError(where, "no assistant message, so there is nothing to train", "; remove the row")
@@ -51,7 +59,10 @@ def parse_row(row: Any, where: str, messages: str = "messages", tools: str = "to
         isinstance(listed_tools, list) and all(isinstance(tool, Mapping) for tool in listed_tools)
     ):
         raise RowError(where, f"{tools!r} must be a list of tool schemas", f", this is {kind(listed_tools)}")
-    return Conversation(parsed, where, _encodable(listed_tools, where) or None, row)
+    arguments = [call.get("function", call).get("arguments") for message in parsed for call in message.tool_calls]
+    repeated = any(isinstance(value, RepeatedKeys) for value in (*listed, *arguments))
+    remarks = (REPEATED_KEY,) if repeated else ()
+    return Conversation(parsed, where, _encodable(listed_tools, where) or None, row, remarks)
 
 
 def _parse_message(message: Any, where: str) -> Message:
@@ -96,7 +107,7 @@ def _pop_weight(data: dict[str, Any], where: str) -> float:
             continue
         value = data.pop(key)
         if not isinstance(value, (bool, int, float)) or not 0 <= value <= _MAX_WEIGHT:
-            raise RowError(where, f"{key!r} must be true, false or a number from 0 to 1e6", f", got {value!r}")
+            raise RowError(where, f"{key!r} must be true, false or a number from 0 to 1e6", f", got {value!r:.80}")
         weight *= float(value)
     return weight
 
@@ -135,6 +146,8 @@ def _encodable(value: T, where: str) -> T:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
         raise RowError(where, "not valid text", f": {error}; fix or remove the broken escape") from None
+    except (TypeError, ValueError, RecursionError) as error:  # keys that are no text, from a data set in Python
+        raise RowError(where, "not a JSON value", f": {one_line(error)}") from None
     return value
 
 
@@ -149,9 +162,9 @@ def _parse_calls(calls: Any, where: str) -> list[Any]:
         function = dict(function)
         if isinstance(function.get("arguments"), str):
             try:
-                function["arguments"] = json.loads(function["arguments"] or "{}")
-            except (ValueError, RecursionError) as error:
-                detail = f" (in a call of {function['name']!r}: {error}); fix them"
+                function["arguments"] = parse_json(function["arguments"] or "{}")
+            except ValueError as error:
+                detail = f" (in a call of {function['name']!r:.80}: {error}); fix them"
                 raise RowError(where, "tool arguments are not valid JSON", detail) from None
         parsed.append({**call, "function": function} if "function" in call else function)
     return parsed
@@ -161,8 +174,8 @@ def from_json(value: Any) -> Any:
     """Parse lists and objects that are stored as JSON text (common in Parquet and CSV); anything else is returned."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
+            return parse_json(value)
+        except ValueError:
             return value
     return value
 
@@ -171,9 +184,16 @@ def kind(value: Any) -> str:
     """What a value is, in words for an error message."""
     if isinstance(value, list):
         kinds = sorted({str(p.get("type")) for p in value if isinstance(p, Mapping) and "type" in p})
-        return f"a list ({', '.join(kinds)} parts)" if kinds else "an empty list" if not value else "a list"
+        return f"a list ({names(kinds)} parts)" if kinds else "an empty list" if not value else "a list"
     if isinstance(value, Mapping):
-        return f"an object with {', '.join(map(str, value)) or 'no keys'}"
+        return f"an object with {names(value) or 'no keys'}"
     if value is None:
         return "null"
     return f"{type(value).__name__} {value!r}"[:80]
+
+
+def names(keys: Iterable[Any]) -> str:
+    """Keys or columns in a row, cut to fit on one line."""
+    shown = [str(key)[:40] for key in itertools.islice(keys, _MOST_NAMES + 1)]
+    text = ", ".join([*shown[:_MOST_NAMES], *(["..."] if len(shown) > _MOST_NAMES else [])])
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtr.data.conversation import Conversation, SkippedRow
+from mtr.data.json_text import hash_value
 from mtr.errors import RowError
 from mtr.recipe.sections import FilterSection
 
@@ -41,7 +42,8 @@ class Policy:
         except RowError as error:
             if not self.skip_bad:
                 raise
-            return SkippedRow(number, where, error.reason, str(error).removeprefix(where).lstrip(",: "))
+            sha256 = row.sha256 if isinstance(row, RowError) else hash_value(row)
+            return SkippedRow(number, where, error.reason, str(error).removeprefix(where).lstrip(",: "), sha256)
         for unit, size in (("turns", len(conversation.turns)), ("messages", len(conversation.messages))):
             least, most = getattr(self.limits, f"min_{unit}"), getattr(self.limits, f"max_{unit}")
             if least is not None and size < least:

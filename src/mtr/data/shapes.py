@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mtr.data.conversation import Conversation
-from mtr.data.parsing import from_json, kind, parse_row
+from mtr.data.json_text import MOST_ROW, RepeatedKeys
+from mtr.data.parsing import REPEATED_KEY, from_json, kind, names, parse_row
+from mtr.data.remarks import find_remarks
 from mtr.errors import RowError
 
 Shape = Literal["messages", "sharegpt", "prompt_completion", "instruction"]
@@ -61,6 +63,8 @@ class Reader:
         if not isinstance(row, Mapping):
             raise RowError(where, "a row is a JSON object", f", this is {kind(row)}")
         assert self.shape is not None, "call with_shape_of first"
+        if any(isinstance(value, str) and len(value) > MOST_ROW for value in row.values()):
+            raise RowError(where, f"longer than {MOST_ROW >> 20} MiB", "; split or remove the row")
         if self.shape == "messages":
             plain, column = row, self._list_column(row)
         else:
@@ -68,7 +72,10 @@ class Reader:
             plain, column = {self.messages: make[self.shape](row, where), self.tools: row.get(self.tools)}, ""
         system = self._text(row, "system", where, required=False)
         plain = _with_system(plain, column or self.messages, system, where) if system else plain
-        return replace(parse_row(plain, where, column or self.messages, self.tools), row=row)
+        conversation = parse_row(plain, where, column or self.messages, self.tools)
+        repeated = [REPEATED_KEY] if isinstance(row, RepeatedKeys) else []
+        remarks = (*repeated, *conversation.remarks, *find_remarks(conversation))
+        return replace(conversation, row=row, remarks=tuple(dict.fromkeys(remarks)))
 
     def with_shape_of(self, rows: Iterable[Any]) -> Reader:
         """With the shape of the first row that has one; if none does, `messages`, whose errors say what is missing."""
@@ -189,5 +196,5 @@ def _with_system(row: Mapping[str, Any], column: str, system: str, where: str) -
 
 
 def _no_column(row: Mapping[str, Any], column: str | None, where: str) -> RowError:
-    found = ", ".join(str(key) for key, value in row.items() if value is not None) or "nothing"
+    found = names(key for key, value in row.items() if value is not None) or "nothing"
     return RowError(where, f"no {column!r} column", f" (found: {found}); name yours in data.columns")

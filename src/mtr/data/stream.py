@@ -14,7 +14,7 @@ from typing import Any
 from mtr.data.conversation import Conversation, SkippedRow
 from mtr.data.policy import Policy
 from mtr.data.shapes import Reader
-from mtr.data.sources import without_none
+from mtr.data.tables import without_none
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ class Counts:
     untrained_rows: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     """Trained turns by a note that came up, e.g. what the template left out."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """Rows by what is odd about their data."""
     skipped_rows: Counter[str] = field(default_factory=Counter)
     """Bad rows, and rows outside the limits of data.filter, by reason."""
 
