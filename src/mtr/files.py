@@ -1,7 +1,8 @@
-"""Strict JSON, and files that are replaced atomically."""
+"""Strict JSON, files that are replaced atomically, and checksums."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -21,11 +22,23 @@ def write_json(path: Path | None, value: Any) -> str:
 def replace_file(path: Path, text: str) -> None:
     """Replace a file atomically: readers, and a killed process, leave the old text or the new one."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    partial.unlink(missing_ok=True)  # it may be a link
+    with partial.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum_of(text: str) -> str:
+    """The checksum that a file with this text will have."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _finite(value: Any) -> Any:

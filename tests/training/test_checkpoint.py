@@ -15,10 +15,16 @@ import torch
 from support.paths import QUICKSTART
 
 from mtr.errors import UserError
+from mtr.files import checksum
 from mtr.recipe.sections import TrainingSection
 from mtr.training import checkpoint
-from mtr.training.checkpoint import _checkpoints, gather, load_checkpoint, remove_run, save_checkpoint
+from mtr.training.checkpoint import gather, load_checkpoint, save_checkpoint
+from mtr.training.checkpoint_folders import newest, remove_run
+from mtr.training.environment import Identity
+from mtr.training.marker import Marker
 from mtr.training.optim import build_optimizer, build_schedule
+
+MARKER = Marker()
 
 
 @dataclass
@@ -46,12 +52,12 @@ class Run:
         counters = {"empty_steps": 3, "nonfinite_steps": 1}
         folder.mkdir(exist_ok=True)
         content = gather(self.model, self.optimizer, self.schedule)
-        return save_checkpoint(folder, step, self.model, self.tokenizer, content, counters, keep)
+        identity = Identity(MARKER.run, {})
+        return save_checkpoint(folder, step, self.model, self.tokenizer, content, counters, identity, keep)
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """By its name; whether it is whole is another question."""
-    return max(_checkpoints(output_dir), default=(0, None))[1]
+    return newest(output_dir, MARKER.run)
 
 
 def start(optim: str = "adamw_torch", lora: bool = True, seed: int = 0, modules: list[str] | None = None) -> Run:
@@ -149,7 +155,7 @@ def test_a_torn_checkpoint_is_never_taken(tmp_path: Path, monkeypatch: pytest.Mo
     assert newest_checkpoint(output_dir) is None
     first = run.save(output_dir, 2)
     assert first == output_dir / "checkpoint-2"
-    for function in ("save_model", "save_file", "_sync"):
+    for function in ("save_model", "save_file", "sync"):
         with monkeypatch.context() as patch:
 
             def fail(*_: Any) -> None:
@@ -183,8 +189,11 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
 
 
 def test_the_newest_is_found_by_number_and_other_names_are_not_checkpoints(tmp_path: Path) -> None:
-    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best", "checkpoint-11.bak", "old-checkpoint-99"):
-        (tmp_path / name).mkdir()
+    run = start()
+    for step in (9, 10):
+        run.save(tmp_path, step)
+    for name in ("checkpoint-best", "checkpoint-11.bak", "old-checkpoint-99"):
+        shutil.copytree(tmp_path / "checkpoint-10", tmp_path / name)
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
@@ -206,25 +215,34 @@ def test_the_plain_part_of_a_checkpoint_is_json(tmp_path: Path) -> None:
     assert (state["step"], state["empty_steps"]) == (5, 3)
 
 
+def written(folder: Path) -> Marker:
+    """A marker that knows all files in the folder."""
+    return MARKER.with_files({path.name: checksum(path) for path in folder.iterdir() if path.is_file()})
+
+
 def test_removing_a_run_leaves_other_files_alone(tmp_path: Path) -> None:
     run = start()
     run.save(tmp_path, 1)
     checkpoint.save_model(run.model, run.tokenizer, tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    (tmp_path / "generations.jsonl").write_text("{}\n")
+    for name in ("metrics.jsonl", "generations.jsonl", "README.md"):
+        (tmp_path / name).write_text("{}\n")
+    marker = written(tmp_path)
     mine = (
         "notes.txt",
         "checkpoint-best/keep.txt",
+        "checkpoint-7/keep.txt",
         "data/rows.jsonl",
         "adapter_notes.txt",
         "adapter_old/keep.txt",
         "model_backup.safetensors",
+        "model.safetensors",
+        "README.md",
     )
     for name in mine:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     assert (tmp_path / "adapter_model.safetensors").exists()
-    remove_run(tmp_path)
+    remove_run(tmp_path, marker)
     assert all((tmp_path / name).read_text() == "mine" for name in mine)
     gone = ("checkpoint-1", "adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "generations.jsonl")
     assert [name for name in gone if (tmp_path / name).exists()] == []
@@ -234,11 +252,11 @@ def test_removing_a_run_that_trained_all_weights_removes_them(tmp_path: Path) ->
     run = start(lora=False)
     checkpoint.save_model(run.model, run.tokenizer, tmp_path)
     assert (tmp_path / "model.safetensors").exists()
-    remove_run(tmp_path)
+    remove_run(tmp_path, written(tmp_path))
     assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_removing_nothing_is_no_error(tmp_path: Path) -> None:
-    remove_run(tmp_path)
+    remove_run(tmp_path, MARKER)
     shutil.rmtree(tmp_path)
-    remove_run(tmp_path)
+    remove_run(tmp_path, MARKER)

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from support.rows import conversation_row
+from support.runs import good_checkpoint
 from torch.utils.data import get_worker_info
 
 import mtr.model.loading
@@ -34,7 +35,6 @@ from mtr.errors import DeviceMemoryError, SaveError
 from mtr.prepare.steps import IndexedSteps
 from mtr.recipe.loading import load_recipe
 from mtr.training import export, loop
-from mtr.training.checkpoint import find_checkpoint
 from mtr.training.loop import train
 from mtr.training.state import RunState
 from mtr.tree.batch import Batch, build_batch
@@ -92,7 +92,7 @@ PHASES: dict[str, tuple[Any, str, int, int | None]] = {
     "in a step": (loop, "accumulate", 3, 3),
     "clipping": (loop, "clip_gradients", 4, 4),
     "saving": (mtr.training.checkpoint, "save_model", 1, 2),
-    "syncing": (mtr.training.checkpoint, "_sync", 3, 2),
+    "syncing": (mtr.training.checkpoint, "sync", 3, 2),
     "evaluating": (IndexedSteps, "first_epoch", 1, 3),
     "last evaluation": (IndexedSteps, "first_epoch", 2, 6),
 }
@@ -115,7 +115,7 @@ def test_a_signal_in_any_phase_saves_and_the_run_goes_on(
     assert code == 128 + number
     assert "Traceback" not in err
     run = tmp_path / "run"
-    good, notes = find_checkpoint(run) if run.exists() else (None, [])
+    good, notes = good_checkpoint(run) if run.exists() else (None, [])
     assert (good and good.name, notes) == (saved and f"checkpoint-{saved}", [])
     if saved:
         assert f"stopped by {signal.Signals(number).name} after step {saved}; continue with --resume" in err
@@ -141,7 +141,7 @@ def test_the_signal_of_a_scheduler_is_named_in_the_recipe(
     code, _, err = mtr("train", path)
     assert code == 128 + signal.SIGUSR1
     assert "stopped by SIGUSR1 after step 2" in err
-    assert find_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-2"
+    assert good_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-2"
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL, "handlers are put back"
 
 
@@ -177,13 +177,13 @@ def fail_at(monkeypatch: Patch, name: str, call: int) -> None:
     monkeypatch.setattr(mtr.training.checkpoint, name, failing)
 
 
-@pytest.mark.parametrize("writer", ["save_model", "save_file", "_sync"])
+@pytest.mark.parametrize("writer", ["save_model", "save_file", "sync"])
 def test_a_full_disk_stops_the_run_and_the_last_checkpoint_stays(
     recipe: Recipes, mtr: Mtr, monkeypatch: Patch, tmp_path: Path, writer: str
 ) -> None:
     path, run = recipe(), tmp_path / "run"
     with monkeypatch.context() as patch:
-        fail_at(patch, writer, 14 if writer == "_sync" else 2)  # eleven in the first checkpoint
+        fail_at(patch, writer, 14 if writer == "sync" else 2)  # eleven in the first checkpoint
         code, _, err = mtr("train", path)
     assert code == 3
     assert "checkpoint-4 could not be written (No space left on device; " in err
@@ -203,7 +203,7 @@ def test_a_run_continues_on_a_full_disk_where_the_recipe_says_so(
     assert "warning       checkpoint-2 could not be written" in err
     assert "there is none yet; continuing" in err
     assert "1 checkpoints could not be written" in err
-    assert find_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-6"
+    assert good_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-6"
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def test_a_disk_that_really_fills_up(recipe: Recipes, mtr: Mtr, small_disk: Path
     assert code == 3, err
     assert "could not be written" in err
     assert "o space left on device" in err
-    good, notes = find_checkpoint(small_disk / "run")
+    good, notes = good_checkpoint(small_disk / "run")
     assert good is not None
     assert notes == []
     assert f"{good.name} is the last good one" in err
@@ -314,7 +314,7 @@ def test_too_many_in_a_row_stop_the_run(recipe: Recipes, mtr: Mtr, monkeypatch: 
     code, _, err = mtr("train", recipe(data={"shuffle": False}), "training.max_nonfinite_steps=2")
     assert code == 4
     assert "not finite in 2 steps in a row, the last one step 3" in err
-    assert find_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-3"
+    assert good_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-3"
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

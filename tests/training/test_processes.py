@@ -19,10 +19,10 @@ import pytest
 import torch
 import yaml
 from support.paths import QUICKSTART, ROOT
+from support.runs import good_checkpoint
 
 from mtr.model.flops import cost_of
 from mtr.recipe.loading import load_recipe
-from mtr.training.checkpoint import find_checkpoint
 from mtr.training.loop import train
 from mtr.tree.layout import View, merge
 from mtr.tree.packing import BY_TOKENS, Cost, build_packs, idle_pack, imbalance
@@ -95,7 +95,7 @@ def test_four_processes_then_two_then_one_are_one(few: Recipes, launch: Launch, 
     assert generated[0] == generated[1]
 
     shutil.rmtree(tmp_path / "many" / "checkpoint-6")
-    assert find_checkpoint(tmp_path / "many")[0] == tmp_path / "many" / "checkpoint-4"
+    assert good_checkpoint(tmp_path / "many")[0] == tmp_path / "many" / "checkpoint-4"
     done = launch(recipe, 2, "--resume", "training.parallel=fsdp2")
     assert done.returncode == 0, done.stderr
     assert "resumed       checkpoint-4" in done.stderr
@@ -148,7 +148,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(few: Recipes, lau
     done = launch(few("run"), 2, broken="signalled=2")
     assert "exitcode  : 143" in done.stderr
     assert "stopped by SIGTERM after step 2; continue with --resume" in done.stderr
-    assert find_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-2"
+    assert good_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-2"
 
 
 @pytest.mark.distributed
@@ -166,7 +166,7 @@ def test_the_launcher_passes_a_signal_on_and_returns_its_code(few: Recipes, tmp_
     _, err = running.communicate(timeout=120)
     assert running.returncode == 128 + 10, err
     assert "stopped by SIGUSR1 after step" in err
-    good, _ = find_checkpoint(tmp_path / "run")
+    good, _ = good_checkpoint(tmp_path / "run")
     assert good is not None
     assert lines(tmp_path / "run")[-1]["step"] == int(good.name.split("-")[1])
 
@@ -177,7 +177,7 @@ def test_a_process_that_is_killed_ends_all(few: Recipes, launch: Launch, tmp_pat
     done = launch(few("run", training={"save_steps": 1}), 2, broken="killed=3")
     assert done.returncode != 0
     assert "error: process 0: another process of the run ended" in done.stderr
-    assert find_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-2"
+    assert good_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-2"
 
 
 # --- who gets which pack ----------------------------------------------------------------------------------------------

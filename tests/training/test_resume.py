@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from support.paths import ROOT
 from support.rows import conversation_row
+from support.runs import damage_of, good_checkpoint, sign_again
 
 from mtr.errors import UserError
 from mtr.files import replace_file
 from mtr.recipe.loading import load_recipe
-from mtr.training.checkpoint import find_checkpoint, find_damage
 from mtr.training.feed import step_seed
 from mtr.training.loop import train
 from mtr.training.state import RunState
@@ -56,8 +56,8 @@ def go(write_recipe: Recipes, tmp_path: Path) -> Callable[..., tuple[Path, RunSt
 Go = Callable[..., tuple[Path, RunState]]
 
 
-def kill(*arguments: object) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "scripts" / "kill_test.py"), *map(str, arguments)]
+def kill(*arguments: object, script: str = "kill_test.py") -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
@@ -74,6 +74,22 @@ def test_a_run_that_is_killed_anywhere_is_the_run_that_is_not() -> None:
 def test_a_run_that_is_killed_often_is_the_run_that_is_not() -> None:
     result = kill("--kills", 12, "--seed", 4)
     assert (result["kills"], result["differing_runs"]) == (12, 0)
+
+
+def test_kills_and_full_disks_at_the_moments_that_hurt_lose_nothing() -> None:
+    result = kill("--kills", 4, "--full", 3, script="aimed_faults.py")
+    assert sum(result["kills"]["struck"].values()) == 4
+    assert sum(result["full disks"]["struck"].values()) == 3
+    assert [result["kills"][key] for key in ("not resumed", "results that differ", "files of the user's harmed")] == [
+        0
+    ] * 3
+
+
+@pytest.mark.slow
+def test_kills_and_full_disks_at_every_kind_of_moment_lose_nothing() -> None:
+    result = kill("--kills", 21, "--full", 14, script="aimed_faults.py")
+    assert set(result["kills"]["struck"].values()) == {3}
+    assert set(result["full disks"]["struck"].values()) == {2}
 
 
 @pytest.fixture
@@ -150,19 +166,12 @@ def test_what_is_due_at_the_checkpoint_is_done_when_the_run_goes_on(go: Go, writ
     state = json.loads(state_file.read_text())
     assert state["evaluated_at"] == 2
     state_file.write_text(json.dumps({**state, "evaluated_at": -1}))
-    mend_manifest(part / "checkpoint-2")
+    sign_again(part / "checkpoint-2")
     go("part", 4, resume=True, **sections)
     assert [(line["step"], "eval_loss" in line) for line in lines(part)] == [
         (1, False), (2, False), (2, True), (3, False), (4, False), (4, True)
     ]  # fmt: skip
     assert trajectory(part) == trajectory(whole)
-
-
-def mend_manifest(folder: Path) -> None:
-    from mtr.training.checkpoint import _fingerprint
-
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({name: _fingerprint(folder / name) for name in manifest}))
 
 
 def damage_content(folder: Path) -> None:
@@ -196,11 +205,11 @@ def remove_manifest(folder: Path) -> None:
 )
 def test_a_damaged_checkpoint_is_seen(go: Go, damage: Callable[[Path], None], words: str) -> None:
     folder, _ = go("run", 2)
-    assert find_damage(folder / "checkpoint-2") is None
+    assert damage_of(folder / "checkpoint-2") is None
     damage(folder / "checkpoint-2")
-    assert words in str(find_damage(folder / "checkpoint-2"))
+    assert words in str(damage_of(folder / "checkpoint-2"))
     with pytest.raises(UserError, match="no good checkpoint: checkpoint-2 is damaged"):
-        find_checkpoint(folder)
+        good_checkpoint(folder)
 
 
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(go: Go, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,14 +224,14 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(go: Go, capsys: pyte
     assert "resumed       checkpoint-4" in said
     assert summary.steps == 6
     assert trajectory(part) == trajectory(whole)
-    assert find_damage(part / "checkpoint-6") is None, "it was written again"
+    assert damage_of(part / "checkpoint-6") is None, "it was written again"
 
 
 def test_a_damaged_newer_checkpoint_does_not_push_out_good_ones(go: Go) -> None:
     part, _ = go("part", 6, training={"save_steps": 1, "save_total_limit": 2})
     damage_content(part / "checkpoint-6")
     go("part", 5, resume=True, training={"save_steps": 1, "save_total_limit": 2})
-    good, _ = find_checkpoint(part)
+    good, _ = good_checkpoint(part)
     assert good == part / "checkpoint-5"
 
 

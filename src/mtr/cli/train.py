@@ -9,6 +9,7 @@ import typer
 from mtr.cli.options import Overrides, RecipeFile
 from mtr.cli.session import errors, load
 from mtr.errors import UserError
+from mtr.recipe.placement import check_placement
 
 
 def train(
@@ -16,6 +17,10 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint in output_dir.")
+    ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept-changes", help="With --resume: continue even if data, template or weights changed."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
     num_processes: Annotated[
@@ -28,13 +33,18 @@ def train(
             raise UserError(
                 "--resume and --overwrite exclude each other: one continues the run in output_dir, one replaces it"
             )
+        if accept_changes and not resume:
+            raise UserError("--accept-changes goes with --resume: a new run has nothing that could have changed")
         if num_processes is not None:
             from mtr.training.launch import launch
 
-            raise typer.Exit(launch(num_processes, recipe, overrides or [], resume, overwrite))
-        loaded = load(recipe, overrides)
+            options = {"--resume": resume, "--accept-changes": accept_changes, "--overwrite": overwrite}
+            given = [name for name, is_given in options.items() if is_given]
+            raise typer.Exit(launch(num_processes, recipe, overrides or [], given))
+        loaded = load(recipe, overrides, needed="weights")
+        check_placement(loaded, recipe)
         from mtr.training.loop import train as run
 
-        summary = run(loaded, resume=resume, overwrite=overwrite)
+        summary = run(loaded, resume=resume, overwrite=overwrite, accept_changes=accept_changes)
     if summary.stopped_by:
         raise typer.Exit(128 + summary.stopped_by)

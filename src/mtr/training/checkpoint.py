@@ -4,48 +4,38 @@
       adapter_config.json, adapter_model.safetensors   the PEFT adapter (all weights where there is no LoRA)
       tokenizer files, chat_template.jinja             as they came with the model
       README.md                                        the model card
+      mtr-run.json                                     the marker: what mtr wrote here
       recipe.yaml, environment.json, metrics.jsonl
       checkpoint-20/                                   the same weights, optimizer and schedule
-        manifest.json                                  size and SHA-256 of every file in it
+        environment.json                               what the run was made from, to be compared on resuming
+        manifest.json                                  run, step, size and SHA-256 of every file in it
 
-There is no random state to save: each step seeds its own (see `mtr.training.loop`). A checkpoint is written under a
-temporary name, flushed to disk and renamed, and renamed again before it is removed, so a folder with its final name was
-complete once. The manifest tells whether it still is: a damaged checkpoint is skipped and the one before it is used.
+There is no random state to save: each step seeds its own (see `mtr.training.loop`). A checkpoint is complete when it
+has its name (`mtr.training.checkpoint_folders`), and its manifest tells whether it still is: a damaged one is skipped
+and the one before it is used.
 
 Tensors are stored unsharded, so a run may be resumed with another number of processes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mtr.errors import UserError
-
-_WRITTEN = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "model.safetensors",
-    "model-?????-of-?????.safetensors",
-    "model.safetensors.index.json",
-    "metrics.jsonl",
-    "rejects.jsonl",
-    "generations.jsonl",
-)
-_NAME = re.compile(r"checkpoint-(\d+)$")
-_MANIFEST = "manifest.json"
+from mtr.errors import UserError, one_line
+from mtr.files import write_json
+from mtr.training.checkpoint_folders import partial_of, place, remove_partial, rotate, sync
+from mtr.training.environment import Identity
+from mtr.training.manifest import write_manifest
+from mtr.training.tokenizer_files import save_tokenizer
 
 
 @dataclass(frozen=True)
@@ -84,7 +74,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path, weights: dict[str, Tens
     if weights is not None and any(isinstance(p, DTensor) for p in model.parameters()):
         given["state_dict"] = {name: weights[name] for name in weights}
     model.save_pretrained(str(folder), **given)
-    tokenizer.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's, with the path of the base model
+    save_tokenizer(tokenizer, folder)
 
 
 def save_checkpoint(
@@ -94,96 +85,32 @@ def save_checkpoint(
     tokenizer: Any,
     content: Content,
     state: dict[str, Any],
+    identity: Identity,
     keep: int | None,
     best: int | None = None,
 ) -> Path:
     """Write `checkpoint-{step}` completely or not at all, and remove the oldest beyond `keep`.
 
     Args:
+        identity: by which the checkpoint is known to be this run's.
         best: step of a checkpoint that is kept besides the newest ones.
     """
     final = output_dir / f"checkpoint-{step}"
     remove_partial(output_dir)
-    partial = output_dir / f".{final.name}.partial"
+    partial = partial_of(output_dir, final.name)
     save_model(model, tokenizer, partial, content.weights)
     tensors, plain = _split_tensors(content.optimizer)
     weights = {f"parameter.{name}": tensor.detach().contiguous() for name, tensor in content.weights.items()}
     save_file({**tensors, **_unshared(weights)}, str(partial / "training_state.safetensors"))
     whole = {**state, "step": step, "optimizer": plain, "schedule": content.schedule}
     (partial / "training_state.json").write_text(json.dumps(whole))
-    (partial / _MANIFEST).write_text(json.dumps({p.name: _fingerprint(p) for p in sorted(partial.iterdir())}, indent=2))
-    for path in [*partial.iterdir(), partial]:
-        _sync(path)
-    if final.exists():
-        _remove(final)
-    partial.rename(final)
-    _sync(output_dir)
-    if keep is not None:
-        older = [found for found in _checkpoints(output_dir) if found[0] <= step]  # newer ones are damaged
-        for number, old in older[:-keep]:
-            if number != best:
-                _remove(old)
+    write_json(partial / "environment.json", identity.environment)
+    write_manifest(partial, identity.run, step)
+    for path in [*partial.rglob("*"), partial]:
+        sync(path)
+    place(partial, final, identity.run)
+    rotate(output_dir, step, keep, best, identity.run)
     return final
-
-
-def remove_partial(output_dir: Path) -> None:
-    """Remove what a killed run left half written or half deleted."""
-    for folder in output_dir.glob(".checkpoint-*.partial"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_run(output_dir: Path) -> None:
-    """Remove the files that a run writes, and nothing else."""
-    for _, folder in _checkpoints(output_dir)[::-1]:
-        _remove(folder)
-    remove_partial(output_dir)
-    for pattern in _WRITTEN:
-        for path in output_dir.glob(pattern):
-            if path.is_file():
-                path.unlink()
-
-
-def step_of(folder: Path) -> int:
-    """The step after which a checkpoint was made."""
-    match = _NAME.search(folder.name)
-    assert match is not None
-    return int(match[1])
-
-
-def find_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest good checkpoint, and what is wrong with each newer one.
-
-    Raises:
-        UserError: there are checkpoints, and none is good.
-    """
-    notes: list[str] = []
-    for _, folder in _checkpoints(output_dir)[::-1]:
-        damage = find_damage(folder)
-        if damage is None:
-            return folder, notes
-        notes.append(f"{folder.name} is damaged ({damage})")
-    if notes:
-        raise UserError(
-            f"{output_dir}: no good checkpoint: {'; '.join(notes)}. Restore one of them, or start over with --overwrite"
-        )
-    return None, []
-
-
-def find_damage(folder: Path) -> str | None:
-    """What differs from the manifest; None for a good checkpoint."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError):
-        return f"it has no readable {_MANIFEST}"
-    for name, wanted in manifest.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != wanted["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes, not {wanted['bytes']:,}"
-        if _fingerprint(path) != wanted:
-            return f"the content of {name} has changed"
-    return None
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any) -> dict[str, Any]:
@@ -192,6 +119,18 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     Raises:
         UserError: the checkpoint does not fit the model.
     """
+    try:
+        return _restore(folder, model, optimizer, schedule)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{folder}: cannot be read as a checkpoint ({type(error).__name__}: {one_line(error)}); remove it to "
+            "continue from the one before it"
+        ) from None
+
+
+def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((folder / "training_state.json").read_text())
     load_weights(folder, model)
     with safe_open(str(folder / "training_state.safetensors"), framework="pt") as file:
@@ -221,7 +160,11 @@ def load_weights(folder: Path, model: nn.Module) -> None:
             raise UserError(f"{folder}: does not fit the model (for example {strange}); is it another recipe's?")
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(_sharded_like(parameter, file.get_tensor(name)))
+                tensor = file.get_tensor(name)
+                if tensor.shape != parameter.shape:
+                    was, now = list(tensor.shape), list(parameter.shape)
+                    raise UserError(f"{folder}: {name} has shape {was}, the model's has {now}; is it another recipe's?")
+                parameter.copy_(_sharded_like(parameter, tensor))
 
 
 def _whole(tensor: Tensor, keep: bool) -> Tensor:
@@ -237,19 +180,6 @@ def _sharded_like(parameter: Tensor, value: Tensor) -> Tensor:
         moved = value.to(parameter.device)
         return distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return value
-
-
-def _remove(folder: Path) -> None:
-    """Renamed first: an incomplete checkpoint must not have the name of a complete one."""
-    renamed = folder.with_name(f".{folder.name}.removed.partial")
-    shutil.rmtree(renamed, ignore_errors=True)
-    folder.rename(renamed)
-    shutil.rmtree(renamed)
-
-
-def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
-    found = [(int(m[1]), p) for p in output_dir.glob("checkpoint-*") if (m := _NAME.search(p.name)) and p.is_dir()]
-    return sorted(found)
 
 
 def _split_tensors(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -280,16 +210,3 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         unshared[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
     return unshared
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,10 +1,11 @@
-"""environment.json: versions, hardware and seed of a run."""
+"""What environment.json says: versions, hardware and seed of a run or a measurement."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,15 @@ from mtr import __version__
 from mtr.model.device import device_name
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which run something belongs to, and what environment.json says of it."""
+
+    run: str
+    """The id in the marker of its folder."""
+    environment: dict[str, Any]
 
 
 def environment(seed: int, device: torch.device, num_processes: int, date: str) -> dict[str, Any]:

@@ -11,17 +11,23 @@ import sys
 import uuid
 from pathlib import Path
 
+from mtr.recipe.existence import check_existence
 from mtr.recipe.loading import load_recipe
+from mtr.recipe.placement import check_placement
 
 _GRACE = 600
 """Seconds that processes have to finish their step and save after a signal."""
 
 
-def launch(num_processes: int, recipe: Path, overrides: list[str], resume: bool, overwrite: bool) -> int:
-    """Start the processes, wait for them, and return the exit code."""
-    preempt = load_recipe(
-        recipe, overrides
-    ).training.preempt_signal  # a mistake in the recipe is found before anything starts
+def launch(num_processes: int, recipe: Path, overrides: list[str], options: list[str]) -> int:
+    """Start the processes, wait for them, and return the exit code.
+
+    Args:
+        options: of `mtr train`, for each process.
+    """
+    loaded = load_recipe(recipe, overrides)  # a mistake in the recipe is found before anything starts
+    check_existence(loaded, needed="weights")
+    check_placement(loaded, recipe)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -36,9 +42,8 @@ def launch(num_processes: int, recipe: Path, overrides: list[str], resume: bool,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        signals_to_handle=",".join(["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", *preempt]),
+        signals_to_handle=",".join(["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", *loaded.training.preempt_signal]),
     )
-    options = ["--resume"] * resume + ["--overwrite"] * overwrite
     try:
         elastic_launch(config, sys.executable)("-m", "mtr", "train", str(recipe), *overrides, *options)
     except SignalException as stopped:

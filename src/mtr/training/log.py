@@ -51,6 +51,11 @@ class RunLog:
                 self.note("warning", f"{error}; the line is kept until there is space")
         track(self._accelerator, kind, line)
 
+    @property
+    def lines(self) -> int:
+        """Of metrics.jsonl; 0 where another process writes it."""
+        return self._metrics.lines if self._metrics else 0
+
     def flush(self) -> None:
         if self._metrics:
             self._metrics.flush()

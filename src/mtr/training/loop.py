@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,9 @@ from mtr.errors import UserError
 from mtr.prepare.step import Step
 from mtr.recipe.sections import Recipe
 from mtr.training.faults import PackSplitter, is_out_of_memory
+from mtr.training.folder import Start
 from mtr.training.learner import Learner
+from mtr.training.lock import RunLock
 from mtr.training.processes import clip_gradients, gradient_sync, is_sharded, total
 from mtr.training.setup import Run, set_up
 from mtr.training.signals import StopSignals
@@ -30,8 +33,13 @@ from mtr.training.state import RunState
 from mtr.tree.batch import Batch
 
 
-def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> RunState:
+def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, accept_changes: bool = False) -> RunState:
     """Train as the recipe says.
+
+    Args:
+        resume: continue from the newest checkpoint in output_dir, if there is one.
+        overwrite: replace the run in output_dir.
+        accept_changes: resume even if data, template or weights have changed since.
 
     What is due next is read from the run's state, which every checkpoint holds: a run that was killed, wherever it was,
     continues with what it had not done yet.
@@ -40,8 +48,10 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> RunS
         UserError: something in the recipe, the data or the model has to be fixed, or one of the faults in
             `mtr.errors`. Nothing is written before the first batch is built; a bad row met later leaves a checkpoint.
     """
-    with StopSignals(recipe.training.preempt_signal) as signals:
-        run = set_up(recipe, signals, resume, overwrite)
+    how = Start(resume, accept_changes, overwrite)
+    output_dir = Path(recipe.training.output_dir)
+    with StopSignals(recipe.training.preempt_signal) as signals, RunLock(output_dir) as lock:
+        run = set_up(recipe, how, signals, lock)
         with run.log.display:
             try:
                 _loop(run)
@@ -51,6 +61,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> RunS
             except RuntimeError as error:  # of a collective call, when another process is gone
                 raise run.stopping.explain(error) from None
     run.learner.accelerator.end_training()
+    run.export.upload()
     return run.state
 
 

@@ -7,14 +7,16 @@ empty backward, with fsdp2 it runs as many packs as the process with the most, e
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from mtr.errors import UserError
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -45,6 +47,24 @@ def highest(accelerator: Accelerator, value: int) -> int:
     if accelerator.num_processes == 1:
         return value
     return int(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
+
+
+def on_main_process(process: PartialState, act: Callable[[], None]) -> None:
+    """Do something on the main process only.
+
+    Raises:
+        UserError: on every process, if it was raised on the main one.
+    """
+    problem: UserError | None = None
+    if process.is_main_process:
+        try:
+            act()
+        except UserError as error:
+            problem = error
+    if process.num_processes > 1:
+        (problem,) = broadcast_object_list([problem])
+    if problem is not None:
+        raise problem
 
 
 def gather_values(accelerator: Accelerator, value: Any) -> list[Any]:

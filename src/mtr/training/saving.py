@@ -7,18 +7,24 @@ from accelerate.utils import broadcast_object_list
 from mtr.errors import SaveError, UserError
 from mtr.recipe.sections import TrainingSection
 from mtr.training import checkpoint
+from mtr.training.checkpoint_folders import newest, remove_partial
+from mtr.training.environment import Identity
 from mtr.training.faults import is_write_error, save_problem
 from mtr.training.learner import Learner
 from mtr.training.log import RunLog
+from mtr.training.manifest import find_damage
 from mtr.training.state import RunState, is_due
 
 
 class Saving:
     """Saves every `save_steps` steps, the best evaluation where it is exported, and when a run ends early."""
 
-    def __init__(self, training: TrainingSection, learner: Learner, state: RunState, log: RunLog) -> None:
+    def __init__(
+        self, training: TrainingSection, identity: Identity, learner: Learner, state: RunState, log: RunLog
+    ) -> None:
         self._output_dir = state.output_dir
         self._training = training
+        self._identity = identity
         self._learner = learner
         self._state = state
         self._log = log
@@ -45,7 +51,7 @@ class Saving:
         self._saved_at = self._state.steps
         if problem:
             self._state.failed_saves += 1
-            last, _ = checkpoint.find_checkpoint(self._output_dir) if main else (None, [])
+            last = newest(self._output_dir, self._identity.run) if main else None
             kept = f"{last.name} is the last good one" if last else "there is none yet"
             text = f"checkpoint-{self._state.steps} could not be written ({problem}); {kept}"
             if self._training.on_save_error == "stop":
@@ -63,6 +69,7 @@ class Saving:
         best = self._state.best_step if self._training.load_best_at_end else None
         try:
             self._log.sync()
+            self._state.metrics_lines = self._log.lines
             checkpoint.save_checkpoint(
                 self._output_dir,
                 self._state.steps,
@@ -70,11 +77,12 @@ class Saving:
                 self._learner.tokenizer,
                 content,
                 self._state.to_json(),
+                self._identity,
                 self._training.save_total_limit,
                 best,
             )
         except Exception as error:
-            checkpoint.remove_partial(self._output_dir)
+            remove_partial(self._output_dir)
             if not is_write_error(error) and not isinstance(error, SaveError):
                 raise
             return save_problem(error, self._output_dir)
@@ -101,7 +109,7 @@ class Saving:
         if not self._training.load_best_at_end or is_in:
             return
         folder = self._output_dir / f"checkpoint-{state.best_step}"
-        if damage := checkpoint.find_damage(folder):
+        if damage := find_damage(folder, state.best_step or 0, self._identity.run):
             self._log.note("warning", f"{folder.name} was the best and cannot be read ({damage}); keeping the last")
             return
         checkpoint.load_weights(folder, self._learner.model)

@@ -2,6 +2,8 @@
 
     recipe -> output_dir -> chat template -> data -> first step -> model -> memory -> processes -> checkpoint -> files
 
+What the run is made from is compared with what its checkpoint was made from as soon as it is known.
+
 `set_up` returns a `Run`: what never changes, the parts that act beside a step, and the state that they change.
 Decisions that all processes have to take alike are taken from what all of them know.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +30,7 @@ from mtr.data.notes import describe_data
 from mtr.data.opening import open_eval_data, open_training_data
 from mtr.data.stream import Stream
 from mtr.errors import UserError
+from mtr.model.config import check_reach, vocabulary_size
 from mtr.model.device import keep_freed_memory
 from mtr.model.flops import FlopCounter, cost_of, device_matrix_rate
 from mtr.model.kernels import compile_layers, use_liger_kernel
@@ -41,18 +44,22 @@ from mtr.prepare.steps import IndexedSteps, StreamedSteps
 from mtr.prepare.workers import iterate_steps
 from mtr.recipe.sections import Backend, Recipe
 from mtr.training.checkpoint import load_checkpoint
+from mtr.training.environment import Identity, environment
 from mtr.training.evaluation import Evaluation
 from mtr.training.export import Export
 from mtr.training.faults import PackSplitter
 from mtr.training.feed import Feed, with_trained_turns
-from mtr.training.folder import Folder, begin_files, check_output_dir
+from mtr.training.folder import Folder, Start, begin_files, check_before_locking, check_output_dir
 from mtr.training.generation import Generation
+from mtr.training.hub import check_push
 from mtr.training.learner import Learner
+from mtr.training.lock import RunLock
 from mtr.training.log import RunLog
 from mtr.training.optim import build_optimizer, build_schedule
 from mtr.training.parallel import build_accelerator, distribute, start_processes
-from mtr.training.processes import highest
+from mtr.training.processes import highest, on_main_process
 from mtr.training.progress import RunDisplay
+from mtr.training.provenance import Provenance
 from mtr.training.rejects import RejectsFile
 from mtr.training.saving import Saving
 from mtr.training.signals import StopSignals
@@ -60,7 +67,6 @@ from mtr.training.state import Goal, RunState
 from mtr.training.step_log import Meter, StepLog
 from mtr.training.stopping import Stopping
 from mtr.training.tracking import check_trackers, start_tracking
-from mtr.tree.packing import idle_pack
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,8 @@ class Compute:
     dtype: torch.dtype
     backends: list[Backend]
     """Of attention; of several the first pack shows the fastest."""
+    notes: tuple[str, ...]
+    """What the tokenizer and sequence.max_length ask of the model beyond what it was made for."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +135,8 @@ class Data:
         }
 
 
-def set_up(recipe: Recipe, signals: StopSignals, resume: bool = False, overwrite: bool = False) -> Run:
-    """Everything before the first step.
+def set_up(recipe: Recipe, how: Start, signals: StopSignals, lock: RunLock) -> Run:
+    """Everything before the first step; the lock of output_dir is taken first.
 
     Raises:
         UserError: something in the recipe, the data or the model has to be fixed.
@@ -136,18 +144,21 @@ def set_up(recipe: Recipe, signals: StopSignals, resume: bool = False, overwrite
     keep_freed_memory()
     check_trackers(recipe.training.report_to)
     process = start_processes()
-    folder = check_output_dir(recipe, resume, overwrite)
+    on_main_process(process, lambda: check_push(recipe.training.push_to_hub, "training.push_to_hub"))
+    folder, provenance = _claim(recipe, how, process, lock)
     tokenizer = load_tokenizer(folder.recipe)
     renderer = load_renderer(folder.recipe, tokenizer)
     recipe = folder.recipe.model_copy(update={"date": renderer.day.isoformat()})
-    compute = _choose_compute(recipe, process)
+    compute = _choose_compute(recipe, process, tokenizer)
     data = _open_data(recipe, renderer, process, compute, folder.start)
+    provenance.check_inputs(renderer, data.train, data.evaluation)
     held_out = data.held_out()
     order = data.steps()
     goal = Goal(_count_steps(recipe, order), recipe.training.early_stopping_patience)
     steps = _prepare_steps(recipe, order, range(folder.start, goal.num_steps))
 
     tree_model, accelerator = _load_model(recipe, process, compute)
+    provenance.check_weights(recipe)
     recipe, fitted = _fit_memory(recipe, tree_model, accelerator)
     if fitted:
         data = replace(data, builder=replace(data.builder, recipe=recipe))
@@ -155,21 +166,18 @@ def set_up(recipe: Recipe, signals: StopSignals, resume: bool = False, overwrite
     eval_steps = data.eval_steps()
     meter = _speed_up(recipe, tree_model.model, accelerator, compute)
     learner = _build_learner(recipe, tree_model, accelerator, tokenizer, goal)
-    state = RunState(folder.output_dir)
-    if folder.resume_from:
-        state.restore(load_checkpoint(folder.resume_from, learner.model, learner.raw_optimizer, learner.schedule))
+    state = _restore(folder, learner)
     learner = replace(learner, optimizer=accelerator.prepare_optimizer(learner.raw_optimizer))
 
     process.wait_for_everyone()
-    log = _begin(recipe, folder, learner, state, goal, overwrite)
-    _report(log, folder, data, learner, compute, fitted, resume)
+    identity = Identity(folder.marker.run, _environment(recipe, accelerator, provenance))
+    log = _begin(recipe, folder, identity, learner, state, goal)
+    _report(log, folder, (*folder.notes, *provenance.notes, *compute.notes), data, learner, compute, fitted)
     stopping = Stopping(signals, accelerator)
     rejects = RejectsFile(folder.output_dir / "rejects.jsonl") if accelerator.is_main_process else None
-    who = f"process {accelerator.process_index}: " if accelerator.num_processes > 1 else ""
-    splitter = PackSplitter(recipe.sequence.on_oom, data.builder.batch, who)
-    idle = data.builder.batch(idle_pack())
+    splitter = _splitter(recipe, data, accelerator)
     feed = Feed(steps, recipe.training.seed, accelerator, stopping, state)
-    saving = Saving(recipe.training, learner, state, log)
+    saving = Saving(recipe.training, identity, learner, state, log)
     run = Run(
         learner=learner,
         splitter=splitter,
@@ -180,7 +188,7 @@ def set_up(recipe: Recipe, signals: StopSignals, resume: bool = False, overwrite
         stopping=stopping,
         feed=feed,
         step_log=StepLog(recipe.training, learner, feed, splitter, meter, state, goal, log, rejects),
-        evaluation=Evaluation(recipe.training, eval_steps, idle, learner, state, goal, stopping, log),
+        evaluation=Evaluation(recipe.training, eval_steps, splitter.idle, learner, state, goal, stopping, log),
         saving=saving,
         generation=Generation(recipe, held_out, renderer, learner, state, goal, saving, stopping, log),
         export=Export(recipe, learner, state, saving, log),
@@ -189,19 +197,30 @@ def set_up(recipe: Recipe, signals: StopSignals, resume: bool = False, overwrite
     return run
 
 
+def _claim(recipe: Recipe, how: Start, process: PartialState, lock: RunLock) -> tuple[Folder, Provenance]:
+    """The folder, locked for this run, and what the run in it was made from."""
+    check_before_locking(recipe, how)
+    on_main_process(process, lock.take)
+    folder = check_output_dir(recipe, how)
+    return folder, Provenance(folder.resume_from, how.accept_changes)
+
+
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def _choose_compute(recipe: Recipe, process: PartialState) -> Compute:
+def _choose_compute(recipe: Recipe, process: PartialState, tokenizer: Any) -> Compute:
     config = load_config(recipe)
     dtype = compute_dtype(recipe, config)
-    return Compute(config, dtype, choose_backends(recipe.model.attention, text_config(config), process.device, dtype))
+    notes = check_reach(config, tokenizer, recipe.sequence.max_length)
+    backends = choose_backends(recipe.model.attention, text_config(config), process.device, dtype)
+    return Compute(config, dtype, backends, notes)
 
 
 def _open_data(recipe: Recipe, renderer: Renderer, process: PartialState, compute: Compute, start: int) -> Data:
     cost = cost_of(text_config(compute.config), trained_whole=recipe.lora is None)
     multiple = pad_to_multiple_of(compute.backends)
-    builder = Builder(recipe, renderer, process.process_index, process.num_processes, multiple, cost)
+    vocabulary = vocabulary_size(compute.config)
+    builder = Builder(recipe, renderer, process.process_index, process.num_processes, multiple, cost, vocabulary)
     train, held_back = open_training_data(recipe.data, recipe.training.seed)
     return Data(builder, train, open_eval_data(recipe.data, held_back), start)
 
@@ -275,27 +294,54 @@ def _build_learner(
     return Learner(model, distributed, optimizer, optimizer, schedule, accelerator, tokenizer)
 
 
+def _splitter(recipe: Recipe, data: Data, accelerator: Accelerator) -> PackSplitter:
+    who = f"process {accelerator.process_index}: " if accelerator.num_processes > 1 else ""
+    return PackSplitter(recipe.sequence.on_oom, data.builder.batch, who)
+
+
+def _restore(folder: Folder, learner: Learner) -> RunState:
+    """The state of the run that is continued, its weights and optimizer loaded; or that of a new one."""
+    state = RunState(folder.output_dir)
+    if folder.resume_from:
+        state.restore(load_checkpoint(folder.resume_from, learner.model, learner.raw_optimizer, learner.schedule))
+    return state
+
+
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def _begin(recipe: Recipe, folder: Folder, learner: Learner, state: RunState, goal: Goal, overwrite: bool) -> RunLog:
+def _environment(recipe: Recipe, accelerator: Accelerator, provenance: Provenance) -> dict[str, Any]:
+    known = environment(recipe.training.seed, accelerator.device, accelerator.num_processes, str(recipe.date))
+    provenance.note_versions(known)
+    return known | {"made_from": provenance.made_from, "accepted_changes": provenance.accepted}
+
+
+def _begin(recipe: Recipe, folder: Folder, identity: Identity, learner: Learner, state: RunState, goal: Goal) -> RunLog:
     """The first files of the run, its trackers and its display."""
     accelerator = learner.accelerator
     is_main = accelerator.is_main_process
     display = RunDisplay(recipe, goal.num_steps, folder.start, enabled=is_main)
-    metrics = begin_files(recipe, accelerator, state, overwrite) if is_main else None
+    metrics = begin_files(folder, recipe, identity, state) if is_main else None
     start_tracking(accelerator, recipe, folder.start)
-    return RunLog(display, metrics, accelerator, recipe.training.on_save_error)
+    log = RunLog(display, metrics, accelerator, recipe.training.on_save_error)
+    if is_main and log.lines < state.metrics_lines:
+        lost = f"{state.metrics_lines - log.lines} of {state.metrics_lines} lines"
+        log.note("warning", f"metrics.jsonl has lost {lost} that were written up to step {state.steps}")
+    return log
 
 
 def _report(
-    log: RunLog, folder: Folder, data: Data, learner: Learner, compute: Compute, fitted: str | None, resume: bool
+    log: RunLog,
+    folder: Folder,
+    notes: Sequence[str],
+    data: Data,
+    learner: Learner,
+    compute: Compute,
+    fitted: str | None,
 ) -> None:
     """What there is to know before the first step."""
-    for note in folder.notes:
+    for note in notes:
         log.note("note", note)
-    if resume and not folder.resume_from:
-        log.note("note", f"no checkpoint in {folder.output_dir}: starting from the beginning")
     if folder.resume_from:
         log.note("resumed", folder.resume_from.name)
     rows = data.train.num_rows if isinstance(data.train, Mixture) else None

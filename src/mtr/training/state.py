@@ -50,6 +50,8 @@ class RunState:
     evaluations_without_gain: int = 0
     exact_match: list[float] = field(default_factory=list)
     """Share of held-out turns answered exactly, before and after training."""
+    metrics_lines: int = 0
+    """Of metrics.jsonl when the state was saved; 0 if that is not known."""
     stopped_by: int | None = None
     """The signal that ended the run early."""
 
