@@ -1,5 +1,5 @@
 """Claims: every kind of LoRA that the recipe offers is exact in one pass, and is what it says; what does not fit is
-refused; four bits are refused where they cannot be had.
+refused, by its size before memory is taken for it; four bits are refused where they cannot be had.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from support.models import Tensors, save_tensors
 from support.paths import QUICKSTART
 
 from mtr.checks.verify import verify
@@ -20,6 +22,7 @@ from mtr.model.lora import adapted_modules
 from mtr.recipe.loading import load_recipe
 
 Recipes = Callable[..., Path]
+Mtr = Callable[..., tuple[int, str, str]]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "rslora": ("qwen3", {"use_rslora": True}),
@@ -75,6 +78,72 @@ def test_parameters_that_are_not_there_are_refused(write_recipe: Recipes) -> Non
 def test_dropout_does_not_reach_parameters(write_recipe: Recipes) -> None:
     with pytest.raises(UserError, match=r"target_parameters work with lora\.dropout: 0\.0 only"):
         load_recipe(write_recipe(lora={"target_parameters": EXPERTS, "dropout": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ({"r": 129}, "lora.r: 129 is above 128, the smaller side of the model's largest matrix"),
+        ({"r": 60_000}, "lora.r: 60000 is above 128"),
+        ({"rank_pattern": {"q_proj": 50_000}}, "lora.rank_pattern: q_proj: 50000 is above 128"),
+    ],
+)
+def test_a_rank_beyond_every_matrix_is_refused(
+    write_recipe: Recipes, mtr: Mtr, lora: dict[str, Any], words: str
+) -> None:
+    code, out, err = mtr("verify", write_recipe(lora=lora), "--conversations", 1)
+    assert (code, out) == (2, "")
+    assert words in err.splitlines()[-1]
+
+
+def test_a_rank_as_large_as_the_largest_matrix_is_taken(write_recipe: Recipes) -> None:
+    assert scalings(load(write_recipe(lora={"r": 128, "alpha": 128})), "q_proj") == {1.0}
+
+
+# --- an adapter to start from -----------------------------------------------------------------------------------------
+
+NAME = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+ADAPTERS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "another shape": (lambda tensors: {**tensors, NAME: tensors[NAME][:, :7].clone()}, f"has {NAME} with shape [2, 7]"),
+    "integers": (lambda tensors: {**tensors, NAME: tensors[NAME].to(torch.int8)}, f"has {NAME} as torch.int8"),
+    "one missing": (lambda tensors: {n: t for n, t in tensors.items() if n != NAME}, f"does not adapt {NAME}"),
+    "compiled": (lambda tensors: {f"_orig_mod.{n}": t for n, t in tensors.items()}, "adapts more: _orig_mod."),
+}
+
+
+@pytest.fixture
+def adapter(write_recipe: Recipes, tmp_path: Path) -> Path:
+    load(write_recipe(lora={"r": 2})).save_pretrained(str(tmp_path / "adapter"))
+    return tmp_path / "adapter"
+
+
+def refused(mtr: Mtr, recipe: Path) -> str:
+    code, out, err = mtr("verify", recipe, "--conversations", 1)
+    assert (code, out) == (2, ""), err
+    assert "Traceback" not in err
+    return err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_that_does_not_fit_is_refused(write_recipe: Recipes, mtr: Mtr, adapter: Path, name: str) -> None:
+    change, words = ADAPTERS[name]
+    file = adapter / "adapter_model.safetensors"
+    save_tensors(change(load_file(file)), file)
+    line = refused(mtr, write_recipe(lora={"r": 2, "init_from": str(adapter)}))
+    assert f"lora.init_from: {adapter} {words}" in line
+
+
+def test_an_adapter_in_pickle_is_not_opened(write_recipe: Recipes, mtr: Mtr, adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save({}, adapter / "adapter_model.bin")
+    line = refused(mtr, write_recipe(lora={"r": 2, "init_from": str(adapter)}))
+    assert "holds its adapter only as pickle (adapter_model.bin)" in line
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "", "[" * 100_000])
+def test_an_adapter_config_that_is_none_is_refused(write_recipe: Recipes, mtr: Mtr, adapter: Path, text: str) -> None:
+    (adapter / "adapter_config.json").write_text(text)
+    assert "holds no adapter that can be read" in refused(mtr, write_recipe(lora={"r": 2, "init_from": str(adapter)}))
 
 
 FOUR_BITS = {"model": {"load_in_4bit": True, "name_or_path": str(QUICKSTART / "base")}}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,10 +24,11 @@ from mtr.bench.trl import check_trl, time_trl
 from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.checks.sample import first_views, without_dropout
 from mtr.errors import UserError
+from mtr.model.config import check_reach, vocabulary_size
 from mtr.model.device import pick_device
 from mtr.model.flops import FlopCounter, device_matrix_rate
 from mtr.model.kernels import compile_layers, use_liger_kernel
-from mtr.model.loading import load_model
+from mtr.model.loading import load_config, load_model
 from mtr.model.memory import checkpoint_activations, choose_checkpointing
 from mtr.model.tree_model import TreeModel
 from mtr.prepare.builder import Builder
@@ -34,6 +36,8 @@ from mtr.recipe.sections import Backend, Checkpointing, Recipe
 from mtr.training.environment import environment
 from mtr.tree.layout import Layout, View
 from mtr.tree.packing import merge_conversations
+
+log = logging.getLogger("mtr")
 
 
 def bench(recipe: Recipe, conversations: int = 8, repeats: int = 5, options: Options | None = None) -> dict[str, Any]:
@@ -46,10 +50,17 @@ def bench(recipe: Recipe, conversations: int = 8, repeats: int = 5, options: Opt
         UserError: there is no turn to train, model or data cannot be loaded, or a first case runs out of memory.
     """
     recipe = without_dropout(recipe)
-    renderer = load_renderer(recipe, load_tokenizer(recipe))
-    views = first_views(recipe, Builder(recipe, renderer).turns, conversations)
-    setup = set_up(recipe, options or Options())
-    return {**setup.about, **measure(setup, views, renderer.pad_id, repeats)}
+    options = options or Options()
+    tokenizer = load_tokenizer(recipe)
+    config = load_config(recipe, options.random_weights)
+    warnings = check_reach(config, tokenizer, recipe.sequence.max_length)
+    renderer = load_renderer(recipe, tokenizer)
+    builder = Builder(recipe, renderer, vocabulary=vocabulary_size(config))
+    views = first_views(recipe, builder.turns, conversations)
+    setup = set_up(recipe, options)
+    for warning in warnings:
+        log.warning(warning)
+    return {**setup.about, **measure(setup, views, min(renderer.pad_id, setup.vocabulary - 1), repeats)}
 
 
 def sweep(

@@ -7,6 +7,7 @@ mask and logits, and a loss computed here.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +19,17 @@ from mtr.attention.interface import use_own_attention, use_tree_attention
 from mtr.attention.model_parts import base_model, text_config
 from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.checks.sample import first_views, without_dropout
+from mtr.model.config import check_reach, vocabulary_size
 from mtr.model.device import pick_device
-from mtr.model.loading import load_model
+from mtr.model.loading import load_config, load_model
 from mtr.model.tree_model import TreeModel
 from mtr.prepare.builder import Builder
 from mtr.recipe.sections import Recipe
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import View
 from mtr.tree.packing import build_packs, merge_conversations
+
+log = logging.getLogger("mtr")
 
 TOLERANCE = {
     "float64": {"loss": 1e-7, "gradient": 1e-6},
@@ -60,8 +64,12 @@ def verify(
     recipe = without_dropout(recipe)
     if attention:
         recipe = recipe.replace(model={"attention": attention})
-    renderer = load_renderer(recipe, load_tokenizer(recipe))
-    views = first_views(recipe, Builder(recipe, renderer).turns, conversations)
+    tokenizer = load_tokenizer(recipe)
+    config = load_config(recipe)
+    for warning in check_reach(config, tokenizer, recipe.sequence.max_length):
+        log.warning(warning)
+    builder = Builder(recipe, load_renderer(recipe, tokenizer), vocabulary=vocabulary_size(config))
+    views = first_views(recipe, builder.turns, conversations)
     model = load_model(recipe, device, dtype)
     model.eval()
     fill_lora_b(model, recipe.training.seed)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +13,13 @@ from mtr.attention.choice import choose_backends
 from mtr.attention.layers import refusal
 from mtr.attention.model_parts import text_config
 from mtr.errors import UserError, one_line
-from mtr.model.lora import add_lora
+from mtr.model.config import check_config, check_size
+from mtr.model.lora import add_lora, check_kept
+from mtr.model.pretrained import Allowed, load_pretrained
 from mtr.model.probe import check_exact
 from mtr.model.quantization import four_bits, unquantised
+from mtr.model.weights import stored_tensors, weight_files
+from mtr.recipe.model_config import read_config
 from mtr.recipe.paths import check_model_folder
 from mtr.recipe.sections import Recipe
 
@@ -29,32 +33,64 @@ DTYPES = {
 }
 
 
-def load_config(recipe: Recipe) -> Any:
-    """The model's config; a model that cannot be exact is refused here, before its weights are read.
+def load_config(recipe: Recipe, random_weights: bool = False) -> Any:
+    """The model's config. A model that cannot be exact, and a config that does not fit its weights, are refused here,
+    before weights are read or memory is taken.
+
+    Args:
+        random_weights: there need not be any weight files.
 
     Raises:
-        UserError: there is no config, or it rules exactness out.
+        UserError: there is no config, it contradicts itself or the weights, or it rules exactness out.
     """
-    from transformers import AutoConfig
-
-    name = check_model_folder(recipe.model.name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(
-            name, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
+    model = recipe.model
+    name = check_model_folder(model.name_or_path)
+    if (Path(name) / "adapter_config.json").exists():
+        raise UserError(
+            f"model.name_or_path: {name} holds an adapter (adapter_config.json), which would be put on top of the "
+            "model; name the base model and give the adapter as lora.init_from, or merge it first (mtr merge)"
         )
-    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
+    try:
+        config = read_config(model)
+        check_config(text_config(config))
+    except UserError:
+        raise
+    except OSError as error:
         raise UserError(f"model.name_or_path: no model config at {name}: {one_line(error)}") from None
-    reason = refusal(text_config(config), recipe.sequence.max_length)
-    if reason:
+    except ValueError as error:
+        raise UserError(f"model.name_or_path: {name}: config.json cannot be used: {one_line(error)}") from None
+    if reason := refusal(text_config(config), recipe.sequence.max_length):
         raise UserError(f"{name} ({config.model_type}) cannot be trained exactly: {reason}")
+    itemsize = compute_dtype(recipe, config).itemsize if random_weights else 0.5
+    _check_files(recipe, config, random_weights, itemsize)
     return config
 
 
+def _check_files(recipe: Recipe, config: Any, random_weights: bool, itemsize: float) -> None:
+    model = recipe.model
+    try:
+        stored = {} if random_weights else stored_tensors(weight_files(model.name_or_path, model.revision))
+    except UserError as error:
+        raise UserError(f"model.name_or_path: no weights can be loaded from {error}") from None
+    try:
+        check_size(config, model.trust_remote_code, stored, itemsize, may_miss=bool(model.allow_missing))
+    except UserError as error:
+        raise UserError(f"model.name_or_path: {model.name_or_path}: config.json {error}") from None
+
+
 def compute_dtype(recipe: Recipe, config: Any, dtype: str | None = None) -> torch.dtype:
-    """The dtype of the weights: the one asked for, or the checkpoint's."""
+    """The dtype of the weights: the one asked for, or the checkpoint's.
+
+    Raises:
+        UserError: the checkpoint's is none that can be trained.
+    """
     asked = dtype or recipe.model.dtype
+    if asked != "auto":
+        return DTYPES[asked]
     stored = getattr(text_config(config), "dtype", None) or getattr(config, "dtype", None) or torch.float32
-    return DTYPES[asked] if asked != "auto" else stored
+    if stored not in DTYPES.values():
+        raise UserError(f"{recipe.model.name_or_path}: config.json says dtype {stored}; set model.dtype")
+    return stored
 
 
 def load_model(
@@ -74,7 +110,7 @@ def load_model(
     Raises:
         UserError: the model cannot be loaded, would not be exact, or lacks modules that the recipe names.
     """
-    config = load_config(recipe)
+    config = load_config(recipe, random_weights)
     choose_backends(recipe.model.attention, text_config(config), device, compute_dtype(recipe, config, dtype))
     quantisation = unquantised(config)
     if quantise and recipe.model.load_in_4bit:
@@ -100,23 +136,22 @@ def load_model(
 def _pretrained_model(
     recipe: Recipe, config: Any, dtype: str, device: torch.device, quantisation: dict[str, Any]
 ) -> Any:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
+    section = recipe.model
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            recipe.model.name_or_path,
+        model, fresh = load_pretrained(
+            section.name_or_path,
+            section.revision,
+            Allowed(tuple(section.allow_missing), tuple(section.allow_unexpected)),
+            recipe.training.seed,
             config=config,
-            revision=recipe.model.revision,
-            trust_remote_code=recipe.model.trust_remote_code,
+            trust_remote_code=section.trust_remote_code,
             dtype="auto" if dtype == "auto" else DTYPES[dtype],
-            use_safetensors=True,
             **quantisation,
         )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(
-            f"model.name_or_path: no weights can be loaded from {recipe.model.name_or_path}: {one_line(error)}"
-        ) from None
+    except UserError as error:
+        raise UserError(f"model.name_or_path: no weights can be loaded from {error}") from None
+    if recipe.lora is not None:
+        check_kept(fresh, recipe.lora.modules_to_save or [])
     return model if getattr(model, "is_loaded_in_4bit", False) else model.to(device)
 
 

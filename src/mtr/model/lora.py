@@ -6,13 +6,15 @@ import json
 import logging
 import re
 import warnings
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mtr.attention.model_parts import text_config
-from mtr.errors import UserError, one_line
+from mtr.errors import UserError, described, one_line
 from mtr.recipe.sections import LoraSection
 
 log = logging.getLogger("mtr")
@@ -21,6 +23,7 @@ log = logging.getLogger("mtr")
 def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
+    _check_rank(model, lora)
     torch.manual_seed(seed)
     names = [name for name, _ in model.named_modules()]
     for wanted in lora.modules_to_save or []:
@@ -60,22 +63,51 @@ def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
     return adapted
 
 
+def _check_rank(model: Any, lora: LoraSection) -> None:
+    """Beyond the smaller side of every matrix, a rank costs memory and allows no other update.
+
+    Raises:
+        UserError: names the key and the limit.
+    """
+    limit = max((min(parameter.shape[-2:]) for parameter in model.parameters() if parameter.dim() > 1), default=0)
+    ranks = {"lora.r": lora.r} | {f"lora.rank_pattern: {name}": rank for name, rank in lora.rank_pattern.items()}
+    for key, rank in ranks.items():
+        if rank > limit:
+            raise UserError(f"{key}: {rank} is above {limit}, the smaller side of the model's largest matrix; lower it")
+
+
+def check_kept(fresh: Iterable[str], modules_to_save: Collection[str]) -> None:
+    """Refuse random values under an adapter that are not saved with it: nothing could load the result.
+
+    Args:
+        fresh: names of parameters that start from random values.
+
+    Raises:
+        UserError: names the first that no module to save holds.
+    """
+    for name in fresh:
+        parts = name.split(".")[:-1]
+        modules = {".".join(parts[start:end]) for end in range(len(parts) + 1) for start in range(end)}
+        if not modules & set(modules_to_save):
+            raise UserError(
+                f"model.allow_missing: {name} starts from random values, which an adapter does not keep; name its "
+                "module in lora.modules_to_save, so that it is trained and saved whole"
+            )
+
+
 def _load_adapter(model: Any, folder: Path) -> None:
     """Start from an existing adapter, which must belong to this base model and have the same shape.
 
     Raises:
         UserError: there is none, or it does not fit; the message names what differs.
     """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from peft import set_peft_model_state_dict
 
     key = f"lora.init_from: {folder}"
     try:
-        saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        weights = load_file(str(folder / "adapter_model.safetensors"))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{key} holds no adapter that can be read: {one_line(error)}") from None
+        saved, weights = read_adapter(folder)
+    except UserError as error:
+        raise UserError(f"{key} {error}") from None
     config = model.active_peft_config
     was, now = str(saved.get("base_model_name_or_path")), str(config.base_model_name_or_path)
     if Path(was).name != Path(now).name:
@@ -85,13 +117,50 @@ def _load_adapter(model: Any, folder: Path) -> None:
     for name, ours in names.items():
         if saved.get(name) != getattr(config, name):
             raise UserError(f"{key} has {ours} {saved.get(name)}, the recipe says lora.{ours}: {getattr(config, name)}")
-    wanted = get_peft_model_state_dict(model).keys()
-    if strange := sorted(wanted ^ weights.keys()):
-        what = "does not adapt" if strange[0] in wanted else "adapts more:"
+    if misfit := adapter_misfit(model, weights):
         raise UserError(
-            f"{key} {what} {strange[0]}; give lora.target_modules, target_parameters and modules_to_save as it has them"
+            f"{key} {misfit}; give lora.target_modules, target_parameters and modules_to_save as it has them"
         )
     set_peft_model_state_dict(model, weights)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config of an adapter and its tensors.
+
+    Raises:
+        UserError: to be put after the folder's name: what is missing or cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / "adapter_model.safetensors"
+    if not file.exists() and (folder / "adapter_model.bin").exists():
+        raise UserError(
+            "holds its adapter only as pickle (adapter_model.bin), which can run code when it is read and is never "
+            "opened; save it as safetensors first, with save_pretrained of PEFT"
+        )
+    try:
+        saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        if not isinstance(saved, dict):
+            raise ValueError("adapter_config.json is no JSON object")
+        return saved, load_file(str(file))
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise UserError(f"holds no adapter that can be read: {described(error)}") from None
+
+
+def adapter_misfit(model: Any, weights: Mapping[str, Tensor]) -> str | None:
+    """How an adapter's tensors differ from what the model's own adapter has; PEFT passes over names without a word."""
+    from peft import get_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(model)
+    if strange := sorted(wanted.keys() ^ weights.keys()):
+        return f"{'does not adapt' if strange[0] in wanted else 'adapts more:'} {strange[0]}"
+    for name, tensor in weights.items():
+        if tensor.shape != wanted[name].shape:
+            return f"has {name} with shape {list(tensor.shape)}, and the model needs {list(wanted[name].shape)}"
+        if not tensor.is_floating_point():
+            return f"has {name} as {tensor.dtype}, which is no kind of number to train"
+    return None
 
 
 def adapted_modules(model: Any) -> list[str]:

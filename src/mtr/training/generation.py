@@ -60,7 +60,7 @@ def generate_turns(
         for number, ids in zip(asked, _generate(model, renderer, prompts, max_new_tokens), strict=True):
             conversation = conversations[number]
             thinking, response = renderer.split(ids)
-            own = renderer.own(conversation.messages[index])
+            own = renderer.expected(conversation.messages[index])
             turn = conversation.turns.index(index)
             answer = _answer(conversation) if index == conversation.turns[-1] else None
             generated.append(GeneratedTurn(conversation.where, turn, thinking, response, own.response, answer))
@@ -79,7 +79,7 @@ def _answer(conversation: Conversation) -> str | None:
 
 def _generate(model: Any, renderer: Renderer, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
     """Token ids after each prompt, without the stop token; prompts are padded on the left."""
-    longest, pad = max(map(len, prompts)), renderer.pad_id
+    longest, pad = max(map(len, prompts)), min(renderer.pad_id, model.get_input_embeddings().num_embeddings - 1)
     device = next(model.parameters()).device
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)

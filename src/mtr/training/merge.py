@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtr.errors import UserError, one_line
+from mtr.errors import UserError, described, one_line
+from mtr.recipe.existence import check_run
+from mtr.recipe.hub import Named, find
 from mtr.recipe.loading import load_saved_recipe
 from mtr.recipe.sections import Recipe
+from mtr.store.new_folder import check_free, new_folder
 from mtr.training.model_card import front_matter, without_folders
+from mtr.training.provenance import check_base
 
 TOLERANCE = 1e-3
 """Largest difference of a logit in float32, as a share of the largest logit: sums are taken in another order."""
@@ -23,7 +27,8 @@ def merge(run: Path, output: Path, dtype: str | None = None) -> dict[str, Any]:
     """Merge a run's adapter into its base weights and save the result, checked twice.
 
     In float32, the merged model's logits must be the adapter's, and so must those of the folder that was written,
-    loaded again by plain transformers; what rounding to the dtype of the folder changes is reported.
+    loaded again by plain transformers; what rounding to the dtype of the folder changes is reported. The folder gets
+    its name when it has passed.
 
     Args:
         run: output_dir of a run, or one of its checkpoints.
@@ -35,10 +40,20 @@ def merge(run: Path, output: Path, dtype: str | None = None) -> dict[str, Any]:
 
     Raises:
         UserError: there is no adapter, it cannot be merged, or the merged model differs.
+        SaveError: the folder cannot be written; nothing of it is left.
     """
-    recipe = _check_run(run, output)
-    config = json.loads((run / "adapter_config.json").read_text())
+    config, recipe = _check_run(run, output)
+    with new_folder(output, "--output") as folder:
+        return {"output": str(output), **_merge_into(folder, run, config, recipe, dtype)}
+
+
+def _merge_into(
+    folder: Path, run: Path, config: dict[str, Any], recipe: Recipe | None, dtype: str | None
+) -> dict[str, Any]:
+    """Returns what `merge` does, without the folder."""
+    tokenizer = _load_tokenizer(run)
     base, stored = _load_base(run, config, recipe)
+    check_base(run, str(config["base_model_name_or_path"]), recipe.model.revision if recipe else config.get("revision"))
     saved_dtype = _dtype(dtype, stored)
     ids = _sample(base)
     adapted = _load_adapter(run, base)
@@ -54,16 +69,14 @@ def merge(run: Path, output: Path, dtype: str | None = None) -> dict[str, Any]:
         parameter.data = parameter.data.to(saved_dtype)
     merged.config.dtype = saved_dtype
     written = _logits(merged, ids)
-    _save(merged, run, output, _merged_card(run, config, recipe))
+    merged.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    (folder / "README.md").write_text(_merged_card(run, config, recipe), encoding="utf-8")
     del base, adapted, merged
     gc.collect()
-    _compare(
-        written,
-        _logits(_load_again(output, saved_dtype, recipe), ids),
-        f"{output}: the folder does not load as the merged model",
-    )
+    problem = f"{run}: what was written does not load as the merged model"
+    _compare(written, _logits(_load_again(folder, saved_dtype, recipe, problem), ids), problem)
     return {
-        "output": str(output),
         "dtype": str(saved_dtype).removeprefix("torch."),
         "difference": difference,
         "after_rounding": _difference(wanted, written),
@@ -71,70 +84,119 @@ def merge(run: Path, output: Path, dtype: str | None = None) -> dict[str, Any]:
     }
 
 
-def _load_base(run: Path, adapter_config: dict[str, Any], recipe: Recipe | None) -> tuple[Any, Any]:
-    """The base model in float32, and its config as stored."""
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _load_tokenizer(run: Path) -> Any:
+    from transformers import AutoTokenizer
 
+    try:
+        return AutoTokenizer.from_pretrained(str(run))
+    except Exception as error:  # whatever a library raises on files that it did not expect
+        raise UserError(f"{run}: its tokenizer cannot be loaded: {described(error)}") from None
+
+
+def _load_base(run: Path, adapter_config: dict[str, Any], recipe: Recipe | None) -> tuple[Any, Any]:
+    """The base model in float32, and its config as stored. What the adapter keeps whole, the base may lack."""
+    from transformers import AutoConfig
+
+    from mtr.model.lora import check_kept
+    from mtr.model.pretrained import Allowed, load_pretrained
     from mtr.model.quantization import unquantised
 
-    name, trust = adapter_config["base_model_name_or_path"], _trusts_remote_code(recipe)
+    name, trust = str(adapter_config["base_model_name_or_path"]), _trusts_remote_code(recipe)
     revision = recipe.model.revision if recipe else adapter_config.get("revision")
-    load = {"revision": revision, "trust_remote_code": trust, "use_safetensors": True}
+    find([Named(f"{run}: the base model cannot be loaded", name, revision)])
+    problem = f"{run}: the base model cannot be loaded from"
+    allowed = Allowed(tuple(recipe.model.allow_missing), tuple(recipe.model.allow_unexpected)) if recipe else Allowed()
     try:
         stored = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **load, **unquantised(stored)), stored
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(f"{run}: the base model cannot be loaded from {name}: {one_line(error)}") from None
+    except Exception as error:  # whatever a library raises on a file that it did not expect
+        raise UserError(f"{problem} {name}: {described(error)}") from None
+    options = {"dtype": torch.float32, "trust_remote_code": trust, **unquantised(stored)}
+    try:
+        base, fresh = load_pretrained(name, revision, allowed, **options)
+    except UserError as error:
+        raise UserError(f"{problem} {error}") from None
+    check_kept(fresh, adapter_config.get("modules_to_save") or [])
+    return base, stored
 
 
 def _load_adapter(run: Path, base: Any) -> Any:
+    """On the base model; PEFT itself passes over tensors that are missing or belong nowhere."""
     from peft import PeftModel
-    from safetensors import SafetensorError
+
+    from mtr.model.lora import adapter_misfit, read_adapter
 
     try:
-        return PeftModel.from_pretrained(base, str(run)).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{run}: the adapter cannot be loaded: {one_line(error)}") from None
+        config, weights = read_adapter(run)
+        _check_ranks(config, weights)
+        adapted = PeftModel.from_pretrained(base, str(run)).eval()
+    except UserError as error:
+        raise UserError(f"{run}: the adapter cannot be loaded: it {error}") from None
+    except Exception as error:  # whatever a library raises on a file that it did not expect
+        raise UserError(f"{run}: the adapter cannot be loaded: {described(error)}") from None
+    if misfit := adapter_misfit(adapted, weights):
+        raise UserError(
+            f"{run}: the adapter is not that of its adapter_config.json: it {misfit}; take both from one checkpoint"
+        )
+    return adapted
 
 
-def _save(merged: Any, run: Path, output: Path, card: str) -> None:
-    from transformers import AutoTokenizer
+def _check_ranks(config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Before PEFT makes room for them.
 
-    merged.save_pretrained(str(output))
-    AutoTokenizer.from_pretrained(str(run)).save_pretrained(str(output))
-    (output / "README.md").write_text(card, encoding="utf-8")
+    Raises:
+        UserError: a rank is larger than any side of the adapter's tensors.
+    """
+    largest = max((side for tensor in weights.values() for side in tensor.shape), default=0)
+    for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()):
+        if not isinstance(rank, int) or rank > largest:
+            raise UserError(f"has rank {rank!r} in adapter_config.json, and no tensor of that size")
 
 
-def _load_again(output: Path, dtype: torch.dtype, recipe: Recipe | None) -> Any:
+def _load_again(folder: Path, dtype: torch.dtype, recipe: Recipe | None, problem: str) -> Any:
     """As plain transformers loads the folder."""
-    from transformers import AutoModelForCausalLM
+    from mtr.model.pretrained import Allowed, load_pretrained
 
     trust = _trusts_remote_code(recipe)
-    return AutoModelForCausalLM.from_pretrained(str(output), dtype=dtype, trust_remote_code=trust)
+    try:
+        return load_pretrained(str(folder), None, Allowed(), dtype=dtype, trust_remote_code=trust)[0]
+    except UserError as error:
+        raise UserError(f"{problem}: {error}") from None
 
 
 def _trusts_remote_code(recipe: Recipe | None) -> bool:
     return bool(recipe and recipe.model.trust_remote_code)
 
 
-def _check_run(run: Path, output: Path) -> Recipe | None:
-    """Whether the run can be merged into this folder; returns its recipe, where it has one."""
-    if not run.is_dir():
-        raise UserError(f"{run}: no such folder")
-    if not (run / "adapter_config.json").exists():
-        if any(run.glob("model*.safetensors")):
-            raise UserError(f"{run}: it holds full weights, so there is nothing to merge; load it as it is")
-        raise UserError(f"{run}: no adapter_config.json; give the output_dir of a finished run, or a checkpoint")
-    kind = json.loads((run / "adapter_config.json").read_text()).get("peft_type")
+def _check_run(run: Path, output: Path) -> tuple[dict[str, Any], Recipe | None]:
+    """The run's adapter_config.json, and its recipe where it has one.
+
+    Raises:
+        UserError: it cannot be merged, or not into this folder.
+    """
+    check_run(run)
+    file = run / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        kind, base = config.get("peft_type"), config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file}: not the config of an adapter: {described(error)}") from None
     if kind != "LORA":
         raise UserError(f"{run}: only LoRA adapters can be merged, this one is {kind}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output: {output} is not empty; remove it, or name another folder")
-    for folder in (run, run.parent):
-        if (folder / "recipe.yaml").exists():
-            return load_saved_recipe(folder / "recipe.yaml")
-    return None
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{file}: base_model_name_or_path is {base!r}; name the base model's folder or Hub id there")
+    _check_output(output, run, Path(base))
+    recipes = (folder / "recipe.yaml" for folder in (run, run.parent))
+    saved = next((path for path in recipes if path.exists()), None)
+    return config, load_saved_recipe(saved) if saved else None
+
+
+def _check_output(output: Path, run: Path, base: Path) -> None:
+    target = output.resolve()
+    if target == run.resolve():
+        raise UserError(f"--output: {output} is the run itself; name a folder of its own")
+    if base.is_dir() and base.resolve() in (target, *target.parents):
+        raise UserError(f"--output: {output} is in the folder of the base model ({base}); name another folder")
+    check_free(target, "--output")
 
 
 def _dtype(asked: str | None, config: Any) -> torch.dtype:
@@ -192,7 +254,9 @@ def _merged_card(run: Path, config: dict[str, Any], recipe: Recipe | None) -> st
     base = config["base_model_name_or_path"]
     own = run / "README.md"
     if recipe is not None and own.exists():
-        text = own.read_text(encoding="utf-8").replace("library_name: peft", "library_name: transformers")
+        text = own.read_text(encoding="utf-8", errors="replace").replace(
+            "library_name: peft", "library_name: transformers"
+        )
         return text.replace("A LoRA adapter of", "A model merged from a LoRA adapter and", 1)
     card = [
         *front_matter(base, "transformers"),

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mtr.errors import UserError
-from mtr.training.manifest import find_damage, not_ours
-from mtr.training.marker import LOGS, NAME, RESULTS, Marker
+from mtr.store.manifest import find_damage, not_ours
+from mtr.store.marker import LOGS, NAME, RESULTS, Marker
 
 _NAME = re.compile(r"checkpoint-(\d+)$")
 _HIDDEN = re.compile(r"\.(checkpoint-\d+|checkpoint-\d+\.removed|export)\.partial$")

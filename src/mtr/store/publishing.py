@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mtr.files import checksum
-from mtr.training.checkpoint_folders import partial_of, set_aside, sync
-from mtr.training.marker import read_marker
+from mtr.store.checkpoints import partial_of, set_aside, sync
+from mtr.store.marker import read_marker
 
 
 def publish(output_dir: Path, write: Callable[[Path], None]) -> list[str]:

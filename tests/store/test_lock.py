@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from mtr.errors import SaveError, UserError
-from mtr.training import lock
-from mtr.training.lock import NAME, STALE, RunLock
+from mtr.store import lock
+from mtr.store.lock import NAME, STALE, RunLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from mtr.training.lock import RunLock
+from mtr.store.lock import RunLock
 RunLock(Path(sys.argv[1])).take()
 print("held", flush=True)
 time.sleep(60)
