@@ -1,4 +1,6 @@
-"""Claims: the encoder gives the tokenizer's own ids for any text, and encodes no piece twice."""
+"""Claims: the encoder gives the tokenizer's own ids for any text, encodes no piece twice, and no more of a text than is
+asked for; what it remembers is bounded.
+"""
 
 from __future__ import annotations
 
@@ -80,3 +82,39 @@ def test_encoder_of_nothing() -> None:
     encoder = Encoder(load(str(QUICKSTART / "base")))
     assert encoder([]) == []
     assert encoder([""]) == [[]]
+
+
+@pytest.mark.parametrize("folder", TOKENIZERS)
+def test_the_beginning_of_a_text(folder: str) -> None:
+    plain = load(folder)
+    encoder = warm(Counting(plain))
+    added = sorted(str(token) for token in plain.added_tokens_decoder.values())
+    for text in (
+        "",
+        "Ana has 4 coins.",
+        f"{added[0]}Ana{added[-1]} has{added[0]}",
+        f"{added[0]}word" * 500,
+        "漢字" * 900,
+    ):
+        ids = plain(text, add_special_tokens=False)["input_ids"]
+        assert all(encoder.beginning(text, tokens) == ids[:tokens] for tokens in (1, 2, 9, 400))
+
+
+def test_a_beginning_needs_little_of_the_text() -> None:
+    plain = transformers.AutoTokenizer.from_pretrained(str(QUICKSTART / "base"))
+    counting = Counting(plain)
+    encoder = warm(counting)
+    text = "".join(f"<|im_start|>text {number}" for number in range(10_000))
+    before = counting.encoded
+    assert len(encoder.beginning(text, 100)) == 100
+    assert counting.encoded - before <= 50
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtr.chat.encoding._CACHED_CHARACTERS", 100)
+    plain = load(str(QUICKSTART / "base"))
+    encoder = warm(Counting(plain))
+    for number in range(30):
+        text = f"<|im_start|>{number} coins<|im_end|>{'and more ' * number}"
+        assert encoder([text]) == plain([text], add_special_tokens=False)["input_ids"]
+        assert sum(map(len, encoder._pieces)) <= max(100, len(text))

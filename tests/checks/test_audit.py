@@ -1,10 +1,13 @@
 """Claims: `mtr audit` says what a template does and what training would lose, in words and as JSON, for a tokenizer and
-for a recipe with its data; it exits with 1 exactly when something would be lost.
+for a recipe with its data: lengths, limits and bad rows are treated as in training; it exits with 1 exactly when
+something would be lost. Control characters of data and templates are written out; progress is shown on terminals only.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,6 +201,168 @@ def test_thinking_tags_come_in_pairs(mtr: Mtr) -> None:
     code, _, err = mtr("audit", QUICKSTART / "base", "thinking.open=<think>")
     assert code == 2
     assert "give both" in err
+
+
+# --- lengths, limits and bad rows, as in training ---------------------------------------------------------------------
+
+TOO_LONG, FILLS = "longer than sequence.max_length (70)", "its prompt alone fills sequence.max_length (70)"
+
+
+def lengths(inspected: str) -> list[int]:
+    """Tokens of each turn that `mtr inspect --all` shows."""
+    turns = [turn for line in inspected.splitlines() for turn in json.loads(line)["turns"]]
+    return [len(turn["prompt_ids"]) + len(turn["completion_ids"]) for turn in turns]
+
+
+@pytest.fixture
+def growing(write_recipe: Write, write_rows: Write) -> Path:
+    """Conversations of 1 to 4 turns; some turns have more than 70 tokens."""
+    rows = write_rows([conversation_row(turns) for turns in (1, 4, 2, 3)])
+    return write_recipe(data={"train": str(rows)}, sequence={"max_length": 70})
+
+
+def test_turns_dropped_for_their_length_are_lost(mtr: Mtr, growing: Path) -> None:
+    sizes = lengths(mtr("inspect", growing, "--all", "sequence.max_length=4096")[1])
+    longer = sum(size > 70 for size in sizes)
+    assert 0 < longer < len(sizes) == 10
+    code, out, _ = mtr("audit", growing, "--json")
+    report = json.loads(out)
+    data = report["data"]
+    assert code == 1
+    assert report["losses"] == [TOO_LONG]
+    assert (data["turns"], data["trained"], data["refused"]) == (10, 10 - longer, {TOO_LONG: longer})
+    assert data["lengths"] == {
+        "turns": 10,
+        "median": sorted(sizes)[4],
+        "percentile_95": max(sizes),
+        "longest": max(sizes),
+        "max_length": 70,
+        "longer": longer,
+    }
+    words = in_words(mtr("audit", growing)[1])
+    assert f"refused {longer} turns: {TOO_LONG} (first: " in words
+    assert (
+        f"lengths median {sorted(sizes)[4]}, 95 % {max(sizes)}, longest {max(sizes)} tokens "
+        f"(max_length 70: {longer} of 10 turns are longer)"
+    ) in words
+    assert "training would lose parts of this data" in words
+    assert mtr("audit", growing, "sequence.max_length=4096")[0] == 0
+
+
+def test_every_turn_is_dropped(mtr: Mtr, growing: Path) -> None:
+    code, out, _ = mtr("audit", growing, "sequence.max_length=4")
+    assert code == 1
+    words = in_words(out)
+    assert "0 of 10 turns are trained" in words
+    assert "refused 10 turns: longer than sequence.max_length (4)" in words
+
+
+def test_turns_that_are_cut_are_lost(mtr: Mtr, growing: Path) -> None:
+    shown = [
+        json.loads(line) for line in mtr("inspect", growing, "--all", "sequence.overlong=truncate")[1].splitlines()
+    ]
+    turns = [turn for row in shown for turn in row["turns"]]
+    cut = sum("truncated to sequence.max_length (70)" in turn.get("notes", ()) for turn in turns)
+    full = sum(turn.get("reason") == FILLS for turn in turns)
+    assert 0 < cut < full + cut
+    code, out, _ = mtr("audit", growing, "sequence.overlong=truncate", "--json")
+    data = json.loads(out)["data"]
+    assert code == 1
+    assert (data["notes"], data["refused"]) == ({"truncated to sequence.max_length (70)": cut}, {FILLS: full})
+    assert data["lengths"]["longest"] == max(lengths(mtr("inspect", growing, "--all", "sequence.max_length=4096")[1]))
+
+
+def test_what_would_end_the_run_is_told(mtr: Mtr, growing: Path, write_rows: Write) -> None:
+    code, _, err = mtr("inspect", growing, "--all", "sequence.overlong=error")
+    assert code == 2
+    first = err.removeprefix("error: ").partition(": ")[0]
+    code, out, _ = mtr("audit", growing, "sequence.overlong=error")
+    assert code == 1
+    shown = "".join(out.split())  # paths are folded
+    assert f"endstherunsequence.overlong:error,firstat{first.replace(' ', '')}" in shown
+    rows = write_rows([conversation_row(1), {"messages": []}, conversation_row(2), {"messages": 7}], "bad.jsonl")
+    stops = {}
+    for policy in ("error", "skip"):
+        arguments = (f"data.train={rows}", f"data.on_bad_row={policy}", "sequence.max_length=4096")
+        code, out, _ = mtr("audit", growing, *arguments, "--json")
+        data = json.loads(out)["data"]
+        stops[policy] = data["stops"]
+        assert (code, len(data["unreadable"]), data["trained"]) == (1, 2, 3)
+    assert stops == {"error": {"data.on_bad_row: error": f"{rows}, line 2"}, "skip": {}}
+
+
+def test_rows_that_the_filter_excludes_are_a_choice(mtr: Mtr, growing: Path) -> None:
+    code, out, _ = mtr("audit", growing, "data.filter.max_turns=2", "--json")
+    data = json.loads(out)["data"]
+    assert code == 0
+    assert (data["rows"], data["turns"], data["trained"]) == (4, 3, 3)
+    assert data["filtered"] == {"more turns than data.filter.max_turns (2)": 2}
+    words = in_words(mtr("audit", growing, "data.filter.max_turns=2")[1])
+    assert "filtered 2 rows: more turns than data.filter.max_turns (2)" in words
+
+
+def test_lengths_that_were_not_counted(mtr: Mtr, write_recipe: Write, write_rows: Write) -> None:
+    """Of a text that is far too long it is only known that it is."""
+    row = conversation_row(2)
+    row["messages"][2]["content"] = "coins " * 20_000
+    recipe = write_recipe(data={"train": str(write_rows([row]))})
+    code, out, _ = mtr("audit", recipe, "--json")
+    found = json.loads(out)["data"]["lengths"]
+    assert code == 1
+    assert (found["longest"], found["percentile_95"], found["longer"]) == (None, None, 1)
+    assert "longest more than 4,096 tokens (max_length 4096: 1 of 2 turns is longer)" in in_words(
+        mtr("audit", recipe)[1]
+    )
+
+
+# --- terminals --------------------------------------------------------------------------------------------------------
+
+STEERING = "\x1b]0;title\x07\x1b[31m\u202e"
+
+
+@pytest.mark.parametrize("command", ["audit", "inspect"])
+def test_control_characters_are_written_out(
+    command: str, mtr: Mtr, write_recipe: Write, write_rows: Write, tmp_path: Path
+) -> None:
+    """Of answers that are shown, of the template's own error, and of file names."""
+    refusing = CONTENT + (
+        "{%- if 'Five' in message.content -%}{{- raise_exception('no ' ~ message.content) -}}{%- endif -%}"
+    )
+    row = conversation_row(3)
+    row["messages"][1]["content"] = f"An answer {STEERING}"
+    row["messages"][3]["content"] = f"Five {STEERING}"
+    tokenizer = copy_tokenizer(tmp_path / "tokenizer", template(refusing))
+    rows = write_rows([row], f"rows{STEERING.replace('/', '')}.jsonl")
+    recipe = write_recipe(model={"name_or_path": str(tokenizer)}, data={"train": str(rows)})
+    _, out, err = mtr(command, recipe)
+    assert "\\x1b[31m\\u202e" in out
+    assert not any(character in out + err for character in "\x1b\x07\u202e")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("command", [("audit",), ("inspect", "--all")], ids=lambda command: command[0])
+def test_progress_is_shown_on_terminals_only(
+    command: tuple[str, ...], mtr: Mtr, write_recipe: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe()
+    code, plain, err = mtr(command[0], recipe, *command[1:])
+    assert (code, err) == (0, "")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert mtr(command[0], recipe, *command[1:])[1] == plain
+    total = len((QUICKSTART / "train.jsonl").read_text().splitlines())
+    assert f"/{total if command[0] == 'inspect' else 1000}" in terminal.getvalue()
+    if command[0] == "inspect":  # the lines of standard output are the progress
+        monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        mtr(command[0], recipe, *command[1:])
+        assert terminal.getvalue() == ""
 
 
 # --- real tokenizers --------------------------------------------------------------------------------------------------

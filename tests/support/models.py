@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mtr.attention.interface import use_tree_attention
 from mtr.model.tree_model import TreeModel
@@ -72,6 +77,42 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_BASE, "layer_types": ["linear_attention", "full_attention"], "num_experts": 4, "num_experts_per_tok": 2},
     ),
 }
+
+
+Tensors = dict[str, Tensor]
+
+
+def changed_model(
+    source: Path, target: Path, tensors: Callable[[Tensors], Tensors] | None = None, **config: Any
+) -> Path:
+    """A copy of a model folder with other tensors in its one file, or other keys in its config; None removes a key."""
+    shutil.copytree(source, target)
+    if tensors is not None:
+        save_tensors(tensors(load_file(target / "model.safetensors")), target / "model.safetensors")
+    file = target / "config.json"
+    keys = {**json.loads(file.read_text()), **config}
+    file.write_text(json.dumps({key: value for key, value in keys.items() if key not in config or value is not None}))
+    return target
+
+
+def save_tensors(tensors: Tensors, file: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+
+
+def save_sharded(tensors: Tensors, folder: Path, shards: int = 2, **weight_map: Any) -> dict[str, str]:
+    """In several files with an index, in place of the one file; `weight_map` adds entries to the index.
+
+    Returns:
+        The file of each tensor.
+    """
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    names = sorted(tensors)
+    files = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(names)}
+    for file in set(files.values()):
+        save_tensors({name: tensors[name] for name in names if files[name] == file}, folder / file)
+    index = {"metadata": {}, "weight_map": {**files, **weight_map}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return files
 
 
 def save_tiny_model(kind: str, tokenizer: Path, folder: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mtr.training.checkpoint_folders import find_checkpoint, step_of
-from mtr.training.manifest import find_damage, write_manifest
-from mtr.training.marker import Marker, read_marker
+from mtr.store.checkpoints import find_checkpoint, step_of
+from mtr.store.manifest import find_damage, write_manifest
+from mtr.store.marker import Marker, read_marker
 
 
 def marker_of(output_dir: Path) -> Marker:

@@ -38,17 +38,20 @@ class Comparison:
         """Turns that were used without a comparison, by the kind of conversation."""
         self._seen: Counter[Any] = Counter()
 
-    def drafts(self, conversation: Conversation, full: History, draft: Callable[[Before], D]) -> list[D]:
-        """All turns of a conversation.
+    def drafts(
+        self, conversation: Conversation, turns: Sequence[int], full: History, draft: Callable[[Before], D]
+    ) -> list[D]:
+        """The first turns of a conversation, or all.
 
         Args:
+            turns: the messages that they are.
             draft: makes a turn of the messages before it.
 
         Raises:
             UserError: a turn differs, and earlier turns of its kind were used without a comparison.
         """
-        turns, pieces = conversation.turns, PieceHistory(full)
-        found = self._from_pieces(conversation, pieces, draft)
+        pieces = PieceHistory(full)
+        found = self._from_pieces(conversation, turns, pieces, draft)
         if found is None:
             return _drafted(full, turns, draft)
         chosen = self._chosen(pieces.kind, found)
@@ -66,23 +69,25 @@ class Comparison:
         self.uncompared[pieces.kind] += len(turns) - len(chosen)
         return found
 
-    def differing(self, conversation: Conversation, full: History, draft: Callable[[Before], D]) -> list[int]:
+    def differing(
+        self, conversation: Conversation, turns: Sequence[int], full: History, draft: Callable[[Before], D]
+    ) -> list[int]:
         """Numbers of the turns that differ between rendering in pieces and rendering in full."""
-        found = self._from_pieces(conversation, PieceHistory(full), draft)
+        found = self._from_pieces(conversation, turns, PieceHistory(full), draft)
         if found is None:
             return []
-        others = _drafted(full, conversation.turns, draft)
+        others = _drafted(full, turns, draft)
         return [number for number, (one, other) in enumerate(zip(found, others, strict=True)) if one != other]
 
     def _from_pieces(
-        self, conversation: Conversation, pieces: PieceHistory, draft: Callable[[Before], D]
+        self, conversation: Conversation, turns: Sequence[int], pieces: PieceHistory, draft: Callable[[Before], D]
     ) -> list[D] | None:
         """None for a conversation that is rendered in full."""
-        trained = sum(conversation.messages[i].weight > 0 for i in conversation.turns)
+        trained = sum(conversation.messages[i].weight > 0 for i in turns)
         if not self.in_pieces or trained < _LONG:
             return None
         try:
-            return _drafted(pieces, conversation.turns, draft)
+            return _drafted(pieces, turns, draft)
         except TangledError:
             return None
 

@@ -24,7 +24,8 @@ PARTS = "content parts"
 SPELLINGS = (*THINKING_FIELDS, PARTS, INLINE)
 COMMON_TAGS: Tags = ("<think>", "</think>")
 _COPIED_PART = re.compile(r"['\"]thinking['\"]\s*:")
-TAG = re.compile(r"[<\[][/\w:|]*(?:think|thought|reason)[\w:|]*[>\]]", re.IGNORECASE)
+TAG = re.compile(r"[<\[][/\w:|]{0,40}(?:think|thought|reason)[\w:|]{0,40}[>\]]", re.IGNORECASE)
+"""Of bounded length, or a long text like `<thinkthinkthink` would take quadratic time."""
 
 
 def spell(

@@ -53,12 +53,15 @@ class Drafter:
         self._inference_stops = set(inference_stops)
         self._stop_pattern = any_of(stops)
 
-    def draft(self, conversation: Conversation, before: Before) -> Draft:
+    def draft(self, conversation: Conversation, before: Before, prompt: str) -> Draft:
         """
+        Args:
+            prompt: of `before`.
+
         Raises:
             RefusedError: the turn cannot be rendered correctly.
         """
-        prompt, expected = before.prompt(), self.speller.expected(conversation.messages[before.count])
+        expected = self.speller.expected(conversation.messages[before.count])
         opening, completion = self._completion(before, expected, prompt)
         completion, stop = self._ended(opening, completion, expected)
         notes = self._notes(conversation, before.count, expected, completion)

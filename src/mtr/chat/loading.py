@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import date as Date
 from typing import Any
 
 from mtr.chat.findings import Tags
 from mtr.chat.rendering import Renderer
+from mtr.chat.stop_ids import known, load_stop_ids
 from mtr.chat.template import Template
 from mtr.chat.trials import find
-from mtr.errors import UserError, one_line
+from mtr.console import printable
+from mtr.errors import UserError, described, is_failure
+from mtr.recipe.model_config import check_config_file
 from mtr.recipe.paths import check_model_folder
-from mtr.recipe.sections import ModelSection, Recipe
+from mtr.recipe.sections import Recipe
 
 
 def load_tokenizer(recipe: Recipe) -> Any:
@@ -24,28 +26,16 @@ def load_tokenizer(recipe: Recipe) -> Any:
     from transformers import AutoTokenizer
 
     name = check_model_folder(recipe.model.name_or_path)
+    check_config_file(recipe.model)
     try:
         return AutoTokenizer.from_pretrained(
             name, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
-        raise UserError(f"model.name_or_path: no tokenizer can be loaded from {name}: {one_line(error)}") from None
-
-
-def load_stop_ids(section: ModelSection) -> list[int]:
-    """What generation stops at, best first: eos_token_id of the generation config, else of the config."""
-    from transformers import GenerationConfig, PretrainedConfig
-
-    name, revision = section.name_or_path, section.revision
-    try:
-        eos = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
-    except (OSError, ValueError):
-        try:
-            config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
-        except (OSError, ValueError):
-            return []
-        eos = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
-    return list(eos) if isinstance(eos, list) else [eos] if eos is not None else []
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        problem = printable(described(error))
+        raise UserError(f"model.name_or_path: no tokenizer can be loaded from {name}: {problem}") from None
 
 
 def make_renderer(
@@ -67,10 +57,12 @@ def make_renderer(
         options: of Renderer: history, train_on, rendering.
 
     Raises:
-        UserError: the tokenizer has no chat template, or it fails on a single user message.
+        UserError: the tokenizer has no chat template, or it fails on a single user message, or takes too much time or
+            memory; the tokenizer has none of the stop ids.
     """
     made = Template(tokenizer, template, Date.fromisoformat(date) if date else None)
-    return Renderer(made, find(made, stop_ids, thinking), stop_ids, **options)
+    stops = known(tokenizer, stop_ids)
+    return Renderer(made, find(made, stops, thinking), stops, **options)
 
 
 def load_renderer(recipe: Recipe, tokenizer: Any) -> Renderer:

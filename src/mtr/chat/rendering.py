@@ -12,19 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date as Date
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 from mtr.chat.comparison import Comparison
 from mtr.chat.draft import Draft, Drafter
-from mtr.chat.encoding import Encoder
+from mtr.chat.encoding import Encoder, EncodingError
 from mtr.chat.expected import Expected
 from mtr.chat.findings import Findings, Tags
 from mtr.chat.history import Before, History
+from mtr.chat.limits import limits
+from mtr.chat.reach import Fate, decided
 from mtr.chat.spelling import Speller
-from mtr.chat.template import RefusedError, Template
-from mtr.chat.turn import NOT_GENERATED, NOT_LAST, WEIGHT_ZERO, Turn
+from mtr.chat.template import LimitError, RefusedError, Template
+from mtr.chat.turn import NOT_GENERATED, NOT_LAST, WEIGHT_ZERO, Turn, fills, too_long
 from mtr.data.conversation import Conversation, Message
+from mtr.errors import UserError
+from mtr.recipe.sections import SequenceSection
 
 
 class Renderer:
@@ -72,16 +76,23 @@ class Renderer:
     def tags(self) -> Tags | None:
         return self.findings.tags
 
-    def render(self, conversation: Conversation) -> list[Turn]:
+    def render(self, conversation: Conversation, sequence: SequenceSection | None = None) -> list[Turn]:
         """One Turn per assistant message, in order; one that is not trained gives the reason.
 
+        Args:
+            sequence: what is too long, and what happens to it. A turn that is known to be too long before it is
+                encoded has the reason and no ids. Without this, all turns are encoded, however long.
+
         Raises:
-            UserError: rendering in pieces turned out to be wrong for turns that are already used.
+            UserError: rendering in pieces turned out to be wrong for turns that are already used, or a rendering takes
+                too much time or memory.
         """
-        draft_of = partial(self._draft, conversation)
-        drafts = self._comparison.drafts(conversation, self._history(conversation), draft_of)
+        drafts = self._drafts(conversation, sequence)
         texts = [text for draft in drafts if isinstance(draft, Draft) for text in (draft.prompt, draft.completion)]
-        encoded = iter(self._encode(texts))
+        try:
+            encoded = iter(self._encode(texts))
+        except EncodingError as error:
+            raise UserError(f"{conversation.where}: {error}") from None
         turns = []
         for number, (index, draft) in enumerate(zip(conversation.turns, drafts, strict=True)):
             weight = conversation.messages[index].weight
@@ -97,10 +108,15 @@ class Renderer:
             turns.append(Turn(number, index, tuple(prompt_ids), tuple(completion_ids), weight, reason, draft.notes))
         return turns
 
-    def differing(self, conversation: Conversation) -> list[int]:
-        """Numbers of the turns that differ between rendering in pieces and rendering in full."""
-        draft_of = partial(self._draft, conversation)
-        return self._comparison.differing(conversation, self._history(conversation), draft_of)
+    def differing(self, conversation: Conversation, sequence: SequenceSection | None = None) -> list[int]:
+        """Numbers of the turns that differ between rendering in pieces and rendering in full.
+
+        Args:
+            sequence: as for `render`.
+        """
+        turns = conversation.turns[: len(conversation.turns) - len(self._decided(conversation, sequence))]
+        draft_of = partial(self._draft, conversation, sequence=sequence)
+        return self._comparison.differing(conversation, turns, self._history(conversation, turns), draft_of)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> list[int]:
         """Token ids that inference is fed after these messages."""
@@ -122,23 +138,95 @@ class Renderer:
             thinking, response = thinking.replace(token, ""), response.replace(token, "")
         return thinking.strip(), response.strip()
 
-    def own(self, message: Message) -> Expected:
+    def expected(self, message: Message) -> Expected:
         """Thinking and response of an assistant message, whether the thinking has a field of its own or is inline."""
         return self._speller.expected(message)
 
-    def _history(self, conversation: Conversation) -> History:
-        messages = [self._speller.in_history(message) for message in conversation.messages]
-        return History(self.template, messages, conversation.tools)
+    def _drafts(self, conversation: Conversation, sequence: SequenceSection | None) -> list[Draft | str]:
+        """Every turn as text, or the reason why there is none."""
+        decided = self._decided(conversation, sequence)
+        turns = conversation.turns[: len(conversation.turns) - len(decided)]
+        draft_of = partial(self._draft, conversation, sequence=sequence)
+        with limits():
+            drafts = self._comparison.drafts(conversation, turns, self._history(conversation, turns), draft_of)
+        return [*drafts, *decided]
 
-    def _draft(self, conversation: Conversation, before: Before) -> Draft | str:
-        """One turn as text, or the reason why there is none."""
-        if before.count == 0:
-            return NOT_GENERATED
-        if self._last_only and before.count != conversation.turns[-1]:
-            return NOT_LAST
-        if conversation.messages[before.count].weight == 0:
-            return WEIGHT_ZERO
+    def _decided(self, conversation: Conversation, sequence: SequenceSection | None) -> list[Draft | str]:
+        """The last turns of a long conversation, where it is known without drafting each that they are not trained."""
+        if sequence is None:
+            return []
+        wanted = [self._excluded(conversation, index) is None for index in conversation.turns]
+        fates = decided(conversation, wanted, cache(partial(self._fate, conversation, sequence.max_length)))
+        if not fates:
+            return []
+        turns, reason = conversation.turns[len(conversation.turns) - len(fates) :], _reason(sequence)
+        found: list[Draft | str] = [
+            self._excluded(conversation, index) or (fate if isinstance(fate, str) else reason)
+            for index, fate in zip(turns, fates, strict=True)
+        ]
+        if sequence.overlong == "error":  # the first one ends the run, unless the template refuses it
+            history = self._history(conversation, turns)
+            for number, index in enumerate(turns):
+                if found[number] == reason:
+                    found[number] = self._draft(conversation, history.before(index), sequence)
+                    if isinstance(found[number], Draft) or found[number] == reason:
+                        break
+        return found
+
+    def _fate(self, conversation: Conversation, limit: int, index: int) -> Fate:
+        if index == 0:
+            return None
         try:
-            return self._drafter.draft(conversation, before)
+            text = self._history(conversation, [index]).render(index, None)
+            ids = self._encode.beginning(text, limit + 1)
         except RefusedError as error:
             return str(error)
+        except (LimitError, EncodingError) as error:
+            raise _located(error, conversation, index) from None
+        return tuple(ids) if len(ids) > limit else None
+
+    def _history(self, conversation: Conversation, turns: Sequence[int] | None = None) -> History:
+        """The messages of a conversation, up to the last of these turns."""
+        messages = conversation.messages if turns is None else conversation.messages[: max(turns, default=0) + 1]
+        return History(self.template, [self._speller.in_history(message) for message in messages], conversation.tools)
+
+    def _excluded(self, conversation: Conversation, index: int) -> str | None:
+        """Why the data or the recipe leaves out the turn of a message."""
+        messages = conversation.messages
+        if index == 0:
+            return NOT_GENERATED
+        if self._last_only and any(messages[i].role == "assistant" for i in range(index + 1, len(messages))):
+            return NOT_LAST
+        return WEIGHT_ZERO if messages[index].weight == 0 else None
+
+    def _draft(
+        self, conversation: Conversation, before: Before, sequence: SequenceSection | None = None
+    ) -> Draft | str:
+        """One turn as text, or the reason why there is none."""
+        if reason := self._excluded(conversation, before.count):
+            return reason
+        try:
+            prompt = before.prompt()
+            if sequence is not None and sequence.overlong != "error" and self._exceeds(len(prompt), sequence):
+                return _reason(sequence)
+            draft = self._drafter.draft(conversation, before, prompt)
+        except RefusedError as error:
+            return str(error)
+        except LimitError as error:
+            raise _located(error, conversation, before.count) from None
+        whole = sequence is not None and sequence.overlong != "truncate"
+        if sequence and whole and self._exceeds(len(draft.prompt) + len(draft.completion), sequence):
+            return _reason(sequence)
+        return draft
+
+    def _exceeds(self, characters: int, sequence: SequenceSection) -> bool:
+        return self._encode.surely_more(characters, sequence.max_length)
+
+
+def _reason(sequence: SequenceSection) -> str:
+    """The reason of a turn whose prompt is too long."""
+    return (fills if sequence.overlong == "truncate" else too_long)(sequence.max_length)
+
+
+def _located(error: UserError, conversation: Conversation, index: int) -> UserError:
+    return UserError(f"{conversation.where}, message {index}: {error}")

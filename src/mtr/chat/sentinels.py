@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mtr.chat.added_tokens import AddedTokens
 from mtr.chat.template import RefusedError, Template
-from mtr.errors import UserError
+from mtr.errors import UserError, one_line
 
 QUESTION, THINKING, RESPONSE = "Sentinel question.", "Sentinel thinking.", "Sentinel response."
 TOOL_NAME, KEY, VALUE, RESULT = "sentinel_tool", "sentinel_key", "sentinel value", "sentinel result"
@@ -49,7 +49,7 @@ class Sentinels:
             bare, prompted = (template.render([USER], self.tools, generation) for generation in (False, True))
         except RefusedError as error:
             raise UserError(
-                f"{self.tokenizer.name_or_path}: the chat template fails on one user message: {error}"
+                f"{self.tokenizer.name_or_path}: the chat template fails on one user message: {one_line(error, 1000)}"
             ) from None
         self.generation_prompt = prompted[self.added.common_prefix(prompted, bare) :]
         self.arguments: Literal["object", "string"] = "object"

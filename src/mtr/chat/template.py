@@ -15,8 +15,10 @@ from typing import Any
 import jinja2
 from jinja2 import meta, nodes
 
+from mtr.chat.limits import SECONDS, TimeUp, limits
+from mtr.console import printable
 from mtr.errors import UserError, one_line
-from mtr.recipe.sections import RESERVED_ARGUMENTS
+from mtr.recipe.values import RESERVED_ARGUMENTS
 
 _GENERATION_TAG = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 # This macro shadows transformers' own strftime_now, so that the date stays that of the run when it spans midnight. A
@@ -28,8 +30,22 @@ _FIXED_DATE = (
 )
 
 
+_MOST_WRITTEN = 1_000_000
+"""Characters of a template's source. Those of the largest models have less than 100,000."""
+_MOST_RENDERED, _TIMES_INPUT = 1_000_000, 64
+"""Characters of a rendering: so many, or so many times its input."""
+_INPUT_PER_SECOND = 1_000_000
+"""Characters of input for which a rendering may take another second."""
+_EXPECTED = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
+"""What templates raise because of the conversation; the texts of other errors need their names to be understood."""
+
+
 class RefusedError(Exception):
     """A turn cannot be rendered correctly; the text is the reason."""
+
+
+class LimitError(UserError):
+    """Rendering takes too much time or memory, which would be the same for the next turn."""
 
 
 class Template:
@@ -38,19 +54,27 @@ class Template:
     def __init__(self, tokenizer: Any, arguments: Mapping[str, Any] | None = None, day: Date | None = None) -> None:
         """
         Raises:
-            UserError: the tokenizer has no chat template.
+            UserError: the tokenizer has no chat template, or it is not text, or far too long.
         """
-        if not tokenizer.chat_template:
+        written = tokenizer.chat_template
+        if not written:
             raise UserError(
                 f"{tokenizer.name_or_path}: the tokenizer has no chat template; "
                 "put a chat_template.jinja beside it (the instruct variant of the model has one)"
             )
+        texts = list(written.values()) if isinstance(written, dict) else [written]
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{tokenizer.name_or_path}: the chat template is not text; write it as a string")
+        self.text = "\n".join(texts)
+        """All of it; some tokenizers have a second template for conversations with tools."""
+        if len(self.text) > _MOST_WRITTEN:
+            raise UserError(
+                f"{tokenizer.name_or_path}: the chat template has {len(self.text):,} characters, more than "
+                f"{_MOST_WRITTEN:,}; use that of the original model"
+            )
         self.tokenizer = tokenizer
         self.arguments = dict(arguments or {})
         self.day = day or Date.today()
-        written = tokenizer.chat_template
-        self.text = "\n".join(written.values()) if isinstance(written, dict) else str(written)
-        """All of it; some tokenizers have a second template for conversations with tools."""
         self.special_texts = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
 
     def with_arguments(self, **arguments: Any) -> Template:
@@ -64,25 +88,46 @@ class Template:
     ) -> str:
         """
         Raises:
-            RefusedError: the template raises; with its error message.
+            RefusedError: the template raises, with its error message; or it renders far too much.
+            LimitError: it takes too much time or memory.
         """
+        given, text, limit = list(messages), "", ""
+
+        def size() -> int:
+            return len(str(given)) + len(str(tools)) + len(given) * len(self.text)
+
+        try:
+            text = limits.call(lambda: self._render(given, tools, generation), lambda: size() / _INPUT_PER_SECOND)
+        except TimeUp:
+            limit = f"takes too long, more than {SECONDS:.0f} seconds"
+        except MemoryError:
+            limit = "needs gigabytes of memory"
+        except Exception as error:
+            name = "" if isinstance(error, _EXPECTED) else f"{type(error).__name__}: "
+            raise RefusedError(f"the chat template refuses it: {name}{printable(one_line(error, 10_000))}") from None
+        if limit:  # raised here, where the error that holds on to the memory is gone
+            raise LimitError(
+                f"{self.tokenizer.name_or_path}: the chat template {limit}; use that of the original model"
+            )
+        if len(text) > _MOST_RENDERED and len(text) > (most := _TIMES_INPUT * size()):
+            raise RefusedError(f"the chat template makes more than {most:,} characters of it")
+        return text
+
+    def _render(self, messages: list[Mapping[str, Any]], tools: Sequence[Any] | None, generation: bool) -> str:
         template = self.tokenizer.get_chat_template(tools=tools)
         dates = {}
         if "strftime_now" in template:
             template = _FIXED_DATE + template
             dates = {"mtr_dates": self._dates}
-        try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages),
-                tools=tools,
-                chat_template=template,
-                add_generation_prompt=generation,
-                tokenize=False,
-                **self.arguments,
-                **dates,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            raise RefusedError(f"the chat template refuses it: {one_line(error, 10_000)}") from None
+        text = self.tokenizer.apply_chat_template(
+            messages,
+            tools=tools,
+            chat_template=template,
+            add_generation_prompt=generation,
+            tokenize=False,
+            **self.arguments,
+            **dates,
+        )
         assert isinstance(text, str)
         return text
 
@@ -123,5 +168,5 @@ class Template:
         environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
         try:
             return environment.parse(_GENERATION_TAG.sub("", self.text))
-        except jinja2.TemplateError:
+        except (jinja2.TemplateError, RecursionError):
             return None

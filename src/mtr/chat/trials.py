@@ -3,16 +3,20 @@
     sentinel texts -> rendered -> where are they, what is around them -> Findings
 
 There is no table of models: which fields are read, what surrounds the thinking, what ends a turn and which argument
-opens the thinking is tried out on the template itself.
+opens the thinking is tried out on the template itself. All of it happens in a child process under limits, so that a
+template which loops, fills the memory or crashes Python is an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from mtr.chat.completion import INLINE, THINKING_FIELDS
+from mtr.chat.confined import confined
+from mtr.chat.encoding import Encoder
 from mtr.chat.findings import Findings, Tags
 from mtr.chat.sentinels import ANSWER, RESPONSE, USER, Sentinels
 from mtr.chat.survival import survivals, whitespace
@@ -32,7 +36,7 @@ def find(template: Template, stop_ids: Sequence[int] = (), tags: Tags | None = N
         tags: around thinking, where the recipe names them.
 
     Raises:
-        UserError: the template fails on a single user message.
+        UserError: the template fails on a single user message, or takes too much time or memory.
     """
     tokenizer = template.tokenizer
     key = (
@@ -51,6 +55,12 @@ def find(template: Template, stop_ids: Sequence[int] = (), tags: Tags | None = N
 
 
 def _try_out(template: Template, stop_ids: Sequence[int], tags: Tags | None) -> Findings:
+    what = f"{template.tokenizer.name_or_path}: trying out the chat template on a few short messages"
+    return confined(partial(_findings, template, stop_ids, tags), what)
+
+
+def _findings(template: Template, stop_ids: Sequence[int], tags: Tags | None) -> Findings:
+    Encoder(template.tokenizer)  # a tokenizer that crashes or takes all memory does so here
     sentinels = Sentinels(template)
     found_tags = find_tags(sentinels, tags)
     thinking, end = ThinkingTrials(sentinels, found_tags.tags), TurnEnd(sentinels, stop_ids)

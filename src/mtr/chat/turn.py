@@ -16,9 +16,19 @@ INLINE_HISTORY = (
 """A note about a turn that loses nothing."""
 
 
+def too_long(limit: int) -> str:
+    """The reason of a turn that has more than `limit` tokens."""
+    return f"longer than sequence.max_length ({limit})"
+
+
+def fills(limit: int) -> str:
+    """The reason of a turn whose completion cannot be cut to `limit` tokens, because its prompt has that many."""
+    return f"its prompt alone fills sequence.max_length ({limit})"
+
+
 @dataclass(frozen=True)
 class Turn:
-    """One assistant message in its inference context. Ids are empty where rendering failed."""
+    """One assistant message in its inference context. Ids are empty where rendering failed or was not needed."""
 
     turn: int
     message_index: int

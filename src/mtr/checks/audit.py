@@ -7,20 +7,16 @@ Every claim comes from rendering with this template, these arguments and this da
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 from mtr.chat.findings import Findings
 from mtr.chat.rendering import Renderer
 from mtr.chat.turn import CHOSEN, INLINE_HISTORY, Turn
-from mtr.data.conversation import Conversation, SkippedRow
-from mtr.data.mixture import Mixture
-from mtr.data.opening import open_data
+from mtr.checks.data_report import DataReport
 from mtr.data.parsing import parse_row
-from mtr.recipe.sections import Recipe
 
 _TOOL = {
     "type": "function",
@@ -93,28 +89,6 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class DataReport:
-    """What training would make of a recipe's rows."""
-
-    rows: int
-    """Rows that were checked."""
-    of_rows: int | None
-    """Rows of `data.train`; None for a stream."""
-    turns: int
-    trained: int
-    refused: dict[str, int]
-    """Number of turns by reason."""
-    chosen: dict[str, int]
-    """Number of turns that the data or the recipe excludes, by reason."""
-    notes: dict[str, int]
-    """Number of trained turns by what they are missing."""
-    unreadable: dict[str, int]
-    """Number of rows by error."""
-    examples: dict[str, str]
-    """The first turn with each reason and note: file, row and message."""
-
-
-@dataclass(frozen=True)
 class Report:
     """All that `mtr audit` found."""
 
@@ -149,7 +123,7 @@ def audit(renderer: Renderer, name: str, data: DataReport | None = None) -> Repo
 
     Args:
         name: of the model or tokenizer, for the report.
-        data: from `audit_rows`.
+        data: from `mtr.checks.audit_rows`.
     """
     trials = [
         _try(renderer, kind, usual, messages, with_tools)
@@ -184,47 +158,3 @@ def _forks(turns: Sequence[Turn]) -> bool:
         if later.prompt_ids[: len(ids)] != ids:
             return True
     return False
-
-
-def sample_rows(recipe: Recipe, most: int) -> tuple[Iterator[Conversation | SkippedRow], int | None]:
-    """At most `most` rows of `data.train`, evenly spaced (of a stream: the first), bad rows as SkippedRow.
-
-    Returns:
-        The rows, and how many `data.train` has: None for a stream.
-
-    Raises:
-        UserError: a source is missing, unreadable or empty.
-    """
-    recipe = recipe.replace(data={"on_bad_row": "skip"})
-    data = open_data(recipe.data, recipe.data.train)
-    if not isinstance(data, Mixture):
-        return islice(data.rows(0, 0, shuffle=False), most), None
-    number = min(most, len(data))
-    return (data.take(index * len(data) // number) for index in range(number)), len(data)
-
-
-def audit_rows(renderer: Renderer, rows: Iterable[Conversation | SkippedRow], of_rows: int | None) -> DataReport:
-    """Render every row as training would, and count its turns by what happens to them.
-
-    Rows that `data.filter` excludes are counted in `rows` only.
-    """
-    counts = {name: Counter[str]() for name in ("refused", "chosen", "notes", "unreadable")}
-    examples: dict[str, str] = {}
-    number = turns = trained = 0
-    for row in rows:
-        number += 1
-        if isinstance(row, SkippedRow):
-            if row.problem is not None:
-                counts["unreadable"][f"{row.where}: {row.problem}"] += 1
-            continue
-        for turn in renderer.render(row):
-            turns += 1
-            trained += turn.trained
-            where = f"{row.where}, message {turn.message_index}"
-            if turn.reason is not None:
-                counts["chosen" if turn.reason in CHOSEN else "refused"][turn.reason] += 1
-            counts["notes"].update(turn.notes)
-            for text in (*turn.notes, *([turn.reason] if turn.reason else [])):
-                examples.setdefault(text, where)
-    by_number = {name: dict(counter.most_common()) for name, counter in counts.items()}
-    return DataReport(number, of_rows, turns, trained, **by_number, examples=examples)

@@ -32,12 +32,18 @@ def audit(
         recipe = load(Path(source), overrides) if with_data else load_for_tokenizer(source, overrides)
         from mtr.chat.loading import load_renderer, load_tokenizer
         from mtr.checks.audit import audit as run
-        from mtr.checks.audit import audit_rows, sample_rows
+        from mtr.checks.audit_rows import audit_rows, sample_rows
         from mtr.cli.views.audit import show_audit
+        from mtr.cli.views.progress import shown
         from mtr.console import console
+        from mtr.prepare.builder import Builder
 
         renderer = load_renderer(recipe, load_tokenizer(recipe))
-        data = audit_rows(renderer, *sample_rows(recipe, rows)) if with_data and rows else None
+        data = None
+        if with_data and rows:
+            sample, of_rows = sample_rows(recipe, rows)
+            total = rows if of_rows is None else min(rows, of_rows)
+            data = audit_rows(Builder(recipe, renderer), shown(sample, total, "rows"), of_rows)
         report = run(renderer, recipe.model.name_or_path, data)
         if as_json:
             print(write_json(None, report.as_json()))

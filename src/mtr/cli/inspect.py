@@ -47,8 +47,10 @@ def _inspect(recipe: Recipe, index: int | None, as_json: bool, prove: bool) -> b
     from mtr.checks.inspect import inspect_conversation, rows_to_inspect
     from mtr.checks.inspection import describe
     from mtr.cli.views.inspect import show_inspection
-    from mtr.console import console
+    from mtr.cli.views.progress import shown
+    from mtr.console import console, printable
     from mtr.data.conversation import SkippedRow
+    from mtr.data.mixture import Mixture
     from mtr.data.notes import describe_data
     from mtr.data.opening import open_data
     from mtr.prepare.builder import Builder
@@ -57,10 +59,13 @@ def _inspect(recipe: Recipe, index: int | None, as_json: bool, prove: bool) -> b
     builder = Builder(recipe, load_renderer(recipe, tokenizer))
     data = open_data(recipe.data, recipe.data.train)
     for note in () if as_json else describe_data(data):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     out = console(sys.stdout)
     passed = True
-    for number, row in rows_to_inspect(data, index):
+    rows = rows_to_inspect(data, index)
+    if index is None and not prove:  # which prints a line per row
+        rows = shown(rows, len(data) if isinstance(data, Mixture) else None, "rows", shares_terminal=True)
+    for number, row in rows:
         if isinstance(row, SkippedRow):
             skipped = {"index": number, "where": row.where, "skipped": row.problem or row.reason}
             print(write_json(None, skipped))
@@ -79,7 +84,7 @@ def _prove(inspection: Inspection, builder: Builder) -> bool:
     from mtr.checks.inspect import check
 
     problems = check(inspection, builder.recipe.loss.weighting)
-    for turn in builder.renderer.differing(inspection.conversation):
+    for turn in builder.renderer.differing(inspection.conversation, builder.recipe.sequence):
         problems.append(f"turn {turn}: rendered in full, its text is different; set data.rendering: whole")
     proven = "every path of the tree is its turn, and every target is present"
     verdict = f"FAILED: {'; '.join(problems)}" if problems else proven

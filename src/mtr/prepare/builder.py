@@ -17,7 +17,7 @@ from mtr.chat.turn import Turn
 from mtr.data.conversation import Conversation, SkippedRow
 from mtr.prepare.counts import Counts
 from mtr.prepare.step import Step
-from mtr.prepare.views import fit_turns, weigh
+from mtr.prepare.views import check_ids, fit_turns, weigh
 from mtr.recipe.sections import Recipe
 from mtr.tree.batch import Batch, build_batch
 from mtr.tree.layout import View
@@ -34,9 +34,25 @@ class Builder:
     num_processes: int = 1
     pad_to_multiple_of: int = 1
     cost: Cost = BY_TOKENS
+    vocabulary: int | None = None
+    """Ids that the model has embeddings for."""
 
     def turns(self, conversation: Conversation) -> list[Turn]:
-        return fit_turns(self.renderer.render(conversation), self.recipe.sequence, conversation.where)
+        return self.fitted(self.rendered(conversation), conversation.where)
+
+    def rendered(self, conversation: Conversation) -> list[Turn]:
+        """The turns before `sequence.overlong` is applied."""
+        return self.renderer.render(conversation, self.recipe.sequence)
+
+    def fitted(self, rendered: list[Turn], where: str) -> list[Turn]:
+        """
+        Args:
+            where: file and row of the conversation.
+        """
+        turns = fit_turns(rendered, self.recipe.sequence, where)
+        if self.vocabulary is not None:
+            check_ids(turns, self.vocabulary, where)
+        return turns
 
     def views(self, conversation: Conversation) -> list[View]:
         return weigh(self.turns(conversation), self.recipe.loss.weighting)
@@ -61,6 +77,7 @@ class Builder:
             where.append(row.where)
             views.append(weigh(turns, self.recipe.loss.weighting, row.where))
             counts.add(count_views(turns, views[-1]))
+            counts.remarks.update(row.remarks)
         sequence = self.recipe.sequence
         layouts = merge_conversations(views, sequence.strategy, sequence.merge, sequence.budget, self.num_processes)
         counts.tokens = sum(layout.num_tokens for layout in layouts)

@@ -11,13 +11,15 @@ from rich.table import Table
 
 from mtr.chat.completion import PARTS
 from mtr.chat.findings import Findings, Stop, spelled
-from mtr.checks.audit import DataReport, Report, Trial
+from mtr.checks.audit import Report, Trial
+from mtr.checks.data_report import DataReport, Lengths
 from mtr.cli.views.tables import count, plain_table
+from mtr.console import printable
 
 
 def show_audit(report: Report, out: Console) -> None:
     """Print what `mtr.checks.audit.audit` found."""
-    out.print(f"[bold]{escape(report.name)}[/]")
+    out.print(f"[bold]{escape(printable(report.name))}[/]")
     _show_pairs(explain(report), out)
     out.print("")
     _show_trials(report.trials, out)
@@ -36,7 +38,7 @@ def _show_trials(trials: Iterable[Trial], out: Console) -> None:
     table.columns[-1].no_wrap = False
     for trial in trials:
         remarks = "; ".join((*trial.reasons, *trial.notes, *trial.chosen))
-        table.add_row(trial.kind, f"{trial.trained} of {trial.turns}", escape(remarks))
+        table.add_row(trial.kind, f"{trial.trained} of {trial.turns}", escape(printable(remarks)))
     out.print(table, soft_wrap=False)
 
 
@@ -50,7 +52,24 @@ def _show_data(data: DataReport, out: Console) -> None:
     ]
     pairs = [(what, f"{count(n, 'turn')}: {text} (first: {data.examples[text]})") for what, n, text in lines]
     pairs += [("unreadable", f"{count(number, 'row')}: {text}") for text, number in data.unreadable.items()]
+    pairs += [("filtered", f"{count(number, 'row')}: {text}") for text, number in data.filtered.items()]
+    pairs += [
+        ("remark", f"{count(n, 'row')}: {text} (first: {data.examples[text]})") for text, n in data.remarks.items()
+    ]
+    pairs += [("lengths", _in_words(data.lengths))] if data.lengths else []
+    pairs += [("ends the run", f"{setting}, first at {where}") for setting, where in data.stops.items()]
     _show_pairs(pairs, out)
+
+
+def _in_words(lengths: Lengths) -> str:
+    def tokens(number: int | None) -> str:
+        return f"more than {lengths.max_length:,}" if number is None else f"{number:,}"
+
+    return (
+        f"median {tokens(lengths.median)}, 95 % {tokens(lengths.percentile_95)}, longest {tokens(lengths.longest)} "
+        f"tokens (max_length {lengths.max_length}: {lengths.longer:,} of {count(lengths.turns, 'turn')} "
+        f"{'is' if lengths.longer == 1 else 'are'} longer)"
+    )
 
 
 def _show_pairs(pairs: Iterable[tuple[str, str]], out: Console) -> None:
@@ -60,7 +79,7 @@ def _show_pairs(pairs: Iterable[tuple[str, str]], out: Console) -> None:
     table.add_column(overflow="fold")
     last = None
     for topic, text in pairs:
-        table.add_row("" if topic == last else topic, escape(text))
+        table.add_row("" if topic == last else topic, escape(printable(text)))
         last = topic
     out.print(table, soft_wrap=False)
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from mtr.checks.inspection import Inspection, Segment, segments
 from mtr.cli.views.tables import plain_table
-from mtr.console import shorten
+from mtr.console import printable, shorten
 
 _MOST = 48
 """Segments that the drawing of the mask shows."""
@@ -19,7 +19,7 @@ _MOST = 48
 def show_inspection(inspection: Inspection, tokenizer: Any, out: Console) -> None:
     """Print what `mtr.checks.inspect.inspect_conversation` returned."""
     counts = inspection.num_tokens
-    out.print(f"[bold]row {inspection.index}[/]  {escape(inspection.conversation.where)}")
+    out.print(f"[bold]row {inspection.index}[/]  {escape(printable(inspection.conversation.where))}")
     ratio = counts["per_turn"] / max(counts["single_pass"], 1)
     out.print(
         f"tokens: {counts['single_pass']:,} in a single pass, {counts['per_turn']:,} per turn ({ratio:.2f}x); "
@@ -36,14 +36,18 @@ def _show_turns(inspection: Inspection, tokenizer: Any, out: Console) -> None:
     table = plain_table("turns", columns, left=["supervised text"])
     remarks: dict[str, list[int]] = {}
     for turn in inspection.turns:
-        text = shorten(tokenizer.decode(turn.completion_ids), width) if turn.trained else "not trained"
+        text = _line(tokenizer.decode(turn.completion_ids), width) if turn.trained else "not trained"
         sizes = (len(turn.prompt_ids), len(turn.completion_ids))
         table.add_row(str(turn.turn), str(turn.message_index), *map(str, sizes), escape(text))
         for line in [f"note: {note}" for note in turn.notes] if turn.trained else [f"not trained: {turn.reason}"]:
             remarks.setdefault(line, []).append(turn.turn)
     out.print(table)
     for line, numbers in remarks.items():
-        out.print(escape(f"turn{'s' if len(numbers) > 1 else ''} {', '.join(_ranges(numbers))} {line}"))
+        out.print(escape(printable(f"turn{'s' if len(numbers) > 1 else ''} {', '.join(_ranges(numbers))} {line}")))
+
+
+def _line(text: str, width: int) -> str:
+    return shorten(printable(text), width)
 
 
 def _show_tree(inspection: Inspection, tree: int, tokenizer: Any, out: Console) -> None:
@@ -64,7 +68,7 @@ def _show_tree(inspection: Inspection, tree: int, tokenizer: Any, out: Console) 
             f"{low}-{high}",
             " ".join(_ranges(_path_to(number, above)[:-1])) or "-",
             str(sum(i in supervised for i in range(part.start, part.end))),
-            escape(shorten(tokenizer.decode(layout.input_ids[part.start : part.end].tolist()), width)),
+            escape(_line(tokenizer.decode(layout.input_ids[part.start : part.end].tolist()), width)),
         )
     out.print(table)
     out.print("trunk N: context, used first by turn N; branch N: turn N as generated")
