@@ -18,6 +18,7 @@ ORDER = (
     "bench",
     "checks",
     "training",
+    "store",
     "model",
     "attention",
     "prepare",

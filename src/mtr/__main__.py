@@ -17,6 +17,7 @@ from mtr.cli.inspect import inspect
 from mtr.cli.merge import merge
 from mtr.cli.train import train
 from mtr.cli.verify import verify
+from mtr.console import is_plain, printable
 
 app = typer.Typer(
     name="mtr",
@@ -24,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None if is_plain() else "rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (train, merge, verify, bench, inspect, audit):
@@ -49,7 +51,8 @@ def main() -> None:
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()
-        print(f"error: {' '.join(message.split())} (see mtr --help)" if message else "", file=sys.stderr)
+        message = printable(" ".join(message.split()))[:1000]
+        print(f"error: {message} (see mtr --help)" if message else "", file=sys.stderr)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
 

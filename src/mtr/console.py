@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -11,8 +12,14 @@ from rich.console import Console
 
 
 def console(file: TextIO | None = None) -> Console:
-    """A console that neither wraps nor highlights, on standard error by default."""
-    return Console(file=file or sys.stderr, soft_wrap=True, highlight=False)
+    """A console that neither wraps nor highlights, on standard error by default; without escape codes if `is_plain`."""
+    terminal = False if is_plain() else None
+    return Console(file=file or sys.stderr, soft_wrap=True, highlight=False, force_terminal=terminal)
+
+
+def is_plain() -> bool:
+    """Whether the environment asks for text without escape codes: NO_COLOR (https://no-color.org) or TERM=dumb."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
 def printable(text: str) -> str:

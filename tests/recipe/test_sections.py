@@ -68,7 +68,7 @@ def test_every_key_of_the_contract_has_its_default(key: str) -> None:
     ("key", "value"),
     [
         *(("model.dtype", v) for v in ("float32", "bfloat16", "float16")),
-        *(("model.attention", v) for v in ("flex", "segment", "sdpa", "eager")),
+        *(("model.attention", v) for v in ("flex", "varlen", "segment", "sdpa", "eager")),
         ("model.trust_remote_code", True),
         ("template", {"enable_thinking": True}),
         ("lora", None),

@@ -17,11 +17,11 @@ from support.paths import QUICKSTART
 from mtr.errors import UserError
 from mtr.files import checksum
 from mtr.recipe.sections import TrainingSection
+from mtr.store.checkpoints import newest, remove_run
+from mtr.store.marker import Marker
 from mtr.training import checkpoint
 from mtr.training.checkpoint import gather, load_checkpoint, save_checkpoint
-from mtr.training.checkpoint_folders import newest, remove_run
 from mtr.training.environment import Identity
-from mtr.training.marker import Marker
 from mtr.training.optim import build_optimizer, build_schedule
 
 MARKER = Marker()

@@ -1,6 +1,5 @@
 """Claims: an adapter gives the same logits through PEFT as merged, and the merged folder loads with transformers alone;
-what cannot be merged is refused; the model card says where the model comes from and holds no path; a push takes the
-result and nothing else.
+what cannot be merged is refused; the model card says where the model comes from and holds no path.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from support.rows import conversation_row
 import mtr.training.merge
 from mtr.errors import UserError
 from mtr.recipe.loading import load_recipe
-from mtr.training.hub import push_to_hub
 from mtr.training.loop import train
 from mtr.training.merge import merge
 
@@ -35,7 +33,8 @@ def trained(write_recipe: Recipes, write_rows: Callable[..., Path], tmp_path: Pa
         rows = write_rows([conversation_row(turns=2) for _ in range(4)])
         training = {"learning_rate": 0.05, "max_steps": 2, "conversations_per_step": 2, "lr_scheduler_type": "constant"}
         training |= {"gradient_checkpointing": False, **sections.pop("training", {})}
-        train(load_recipe(write_recipe(data={"train": str(rows)}, training=training, **sections)))
+        data = {"train": str(rows), **sections.pop("data", {})}
+        train(load_recipe(write_recipe(data=data, training=training, **sections)))
         return tmp_path / "run"
 
     return go
@@ -138,13 +137,13 @@ def test_the_model_card_says_where_it_comes_from_and_no_path(
     trained: Trained, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     held_out = write_rows([conversation_row()], "held_out.jsonl")
-    run = trained(training={"push_to_hub": None}, generation={"conversations": 1, "max_new_tokens": 2})
+    run = trained(data={"eval": str(held_out)}, generation={"conversations": 1, "max_new_tokens": 2})
     card = (run / "README.md").read_text()
-    assert held_out.exists()
     for words in (
         "library_name: peft",
         "LoRA adapter of `base`",
         "- data: `rows.jsonl`",
+        "- evaluation data: `held_out.jsonl`",
         "| steps | 2 |",
         "torch 2.",
     ):
@@ -159,44 +158,3 @@ def test_a_hub_model_is_named_in_the_card(tmp_path: Path) -> None:
 
     assert "base_model: Qwen/Qwen3-8B" in front_matter("Qwen/Qwen3-8B", "peft")
     assert not any("base_model" in line for line in front_matter(str(tmp_path), "peft"))
-
-
-class Hub:
-    """The Hub's client, without the Hub."""
-
-    calls: list[tuple[str, dict[str, Any]]]
-
-    def create_repo(self, name: str, **options: Any) -> None:
-        self.calls.append((name, options))
-
-    def upload_folder(self, **options: Any) -> None:
-        self.calls.append(("upload", options))
-
-
-def test_a_push_takes_the_result_and_nothing_else(
-    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from huggingface_hub.utils._paths import filter_repo_objects
-
-    Hub.calls = []
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    run = trained(training={"push_to_hub": "me/mine", "save_steps": 1})
-    assert "uploaded to me/mine" in capsys.readouterr().err
-    (name, created), (_, uploaded) = Hub.calls
-    assert (name, created["private"]) == ("me/mine", True)
-    files = [str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()]
-    allowed, ignored = uploaded["allow_patterns"], uploaded["ignore_patterns"]
-    taken = set(filter_repo_objects(files, allow_patterns=allowed, ignore_patterns=ignored))
-    assert taken == {
-        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "chat_template.jinja", "README.md",
-    }  # fmt: skip
-
-
-def test_a_push_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Broken(Hub):
-        def create_repo(self, name: str, **options: Any) -> None:
-            raise ConnectionError("no network")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Broken)
-    assert push_to_hub(tmp_path, "me/mine") == f"not uploaded to me/mine: no network; everything is in {tmp_path}"

@@ -18,7 +18,7 @@ from support.commands import check_refused
 from support.rows import conversation_row
 from support.runs import good_checkpoint, marker_of, sign_again
 
-from mtr.training.marker import NAME
+from mtr.store.marker import NAME
 
 Mtr = Callable[..., tuple[int, str, str]]
 MAIN = ("mtr-run.json", "recipe.yaml", "environment.json", "metrics.jsonl", "README.md", "adapter_model.safetensors")

@@ -48,21 +48,33 @@ def test_numbers_have_the_names_of_the_file() -> None:
 def test_trackers_start_offline_and_in_the_output_folder(
     write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("WANDB_MODE", "MLFLOW_TRACKING_URI", "TRACKIO_DIR", "COMET_MODE"):
+    run = tmp_path / "run"
+    wanted = {
+        "WANDB_MODE": "offline",
+        "COMET_START_ONLINE": "0",
+        "SWANLAB_MODE": "offline",
+        "CLEARML_OFFLINE_MODE": "1",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{run / 'mlflow.db'}",
+        "TRACKIO_DIR": str(run / "trackio"),
+        "COMET_OFFLINE_DIRECTORY": str(run / "comet"),
+    }
+    for name in wanted:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    recipe = load_recipe(
-        write_recipe(training={"report_to": ["wandb", "mlflow", "trackio", "comet_ml", "tensorboard"]})
-    )
+    trackers = ["wandb", "mlflow", "trackio", "comet_ml", "tensorboard", "dvclive", "swanlab", "clearml", "aim"]
     tracked: Any = Tracked()
-    start_tracking(tracked, recipe, start=4)
-    assert os.environ["WANDB_MODE"] == os.environ["COMET_MODE"] == "offline"
-    assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}"
-    assert os.environ["TRACKIO_DIR"] == str(tmp_path / "run" / "trackio")
+    start_tracking(tracked, load_recipe(write_recipe(training={"report_to": trackers})), start=4)
+    assert {name: os.environ.get(name) for name in wanted} == wanted
     project, config, options = tracked.started
     assert project == "mtr"
     assert config["training.learning_rate"] == 1e-3
-    assert options["tensorboard"] == {"purge_step": 5}
+    assert options == {
+        "tensorboard": {"purge_step": 5},
+        "wandb": {"dir": str(run), "name": "run"},
+        "trackio": {"name": "run"},
+        "dvclive": {"dir": str(run / "dvclive"), "resume": True, "dvcyaml": None, "save_dvc_exp": False},
+        "swanlab": {"logdir": str(run / "swanlog")},
+    }
 
 
 def test_the_user_decides_to_go_online(write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtr.cli.options import STDOUT, JsonFile, Overrides, RecipeFile, with_attention, write_result
+from mtr.cli.options import STDOUT, JsonFile, Overrides, RecipeFile, check_attention, check_target, write_result
 from mtr.cli.session import errors, load, writing
 from mtr.errors import UserError
 
@@ -62,11 +62,13 @@ def bench(
 ) -> None:
     """Time one pass against one pass per turn, packed and padded, forward and backward, on your model and data."""
     with errors():
-        loaded = load(recipe, overrides)
         _check(plot, versus)
+        check_target("--plot", plot)
+        check_target("--json", json_file)
         grid = _grid(turns, thinking, words)
         for name in attention or []:
-            with_attention(loaded, name)
+            check_attention(name)
+        loaded = load(recipe, overrides, needed="config" if random_weights else "weights", tokenizer=not sweep)
         from mtr.bench.setup import Options
 
         options = Options(tuple(attention or ()), all_backends, random_weights, not no_padded, versus == "trl")

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from mtr.cli.options import DTYPES, check_choice
 from mtr.cli.session import errors, quiet_libraries, writing
+from mtr.recipe.existence import check_run
 
 
 def merge(
@@ -26,12 +28,17 @@ def merge(
 ) -> None:
     """Merge a run's adapter into its base model, and check that the merged model gives the same logits."""
     with errors():
+        check_run(run)
+        if dtype is not None:
+            check_choice("--dtype", dtype, DTYPES)
         quiet_libraries()
         from mtr.cli.views.merge import show_merge
         from mtr.console import console
+        from mtr.training.hub import check_push
         from mtr.training.hub import push_to_hub as push
         from mtr.training.merge import merge as merge_run
 
+        check_push(push_to_hub, "--push-to-hub")
         out = console(sys.stdout)
         folder = output or run / "merged"
         with writing("--output", folder):

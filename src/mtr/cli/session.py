@@ -21,6 +21,7 @@ from mtr.console import printable
 from mtr.errors import UserError
 
 if TYPE_CHECKING:
+    from mtr.recipe.existence import Needed
     from mtr.recipe.sections import Recipe
 
 
@@ -47,16 +48,24 @@ def writing(option: str, path: object) -> Iterator[None]:
         raise UserError(f"{option}: {path} cannot be written: {error}") from None
 
 
-def load(path: Path, overrides: list[str] | None) -> Recipe:
-    """The recipe, checked before any heavy import.
+def load(path: Path, overrides: list[str] | None, needed: Needed = "tokenizer", tokenizer: bool = True) -> Recipe:
+    """The recipe, and what it names found, before any heavy import.
+
+    Args:
+        needed: what of the model the command reads.
+        tokenizer: whether it reads its tokenizer, too.
 
     Raises:
-        UserError: the file, a key, a value or an override is wrong.
+        UserError: the file, a key, a value or an override is wrong, or what a key names is neither here nor on the Hub.
     """
+    from mtr.recipe.existence import check_existence
+    from mtr.recipe.hub import find, named_data, named_model
     from mtr.recipe.loading import load_recipe
 
     recipe = load_recipe(path, overrides)
+    check_existence(recipe, needed, tokenizer)
     quiet_libraries()
+    find([named_model(recipe), *named_data(recipe)])
     return recipe
 
 
@@ -64,12 +73,16 @@ def load_for_tokenizer(name: str, overrides: list[str] | None) -> Recipe:
     """A recipe that holds a tokenizer's folder or Hub id and no data.
 
     Raises:
-        UserError: an override is wrong.
+        UserError: an override is wrong, or there is no such folder or repository.
     """
+    from mtr.recipe.existence import check_model
+    from mtr.recipe.hub import find, named_model
     from mtr.recipe.loading import recipe_of_tokenizer
 
     recipe = recipe_of_tokenizer(name, overrides)
+    check_model(recipe.model, "tokenizer")
     quiet_libraries()
+    find([named_model(recipe)])
     return recipe
 
 
@@ -77,11 +90,12 @@ def quiet_libraries() -> None:
     """Show mtr's own log and no chatter of the libraries; their errors still come through."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # mtr reports a missing repository itself
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     for kind in (FutureWarning, RuntimeWarning):
         warnings.filterwarnings("ignore", category=kind, module=r"(torch|transformers|peft|accelerate)\..*")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|transformers|peft|accelerate)\..*")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # mtr reports a missing repository itself
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     logging.getLogger("mtr").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     import transformers
 

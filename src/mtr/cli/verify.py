@@ -7,9 +7,18 @@ from typing import Annotated
 
 import typer
 
-from mtr.cli.options import STDOUT, JsonFile, Overrides, RecipeFile, with_attention, write_result
+from mtr.cli.options import (
+    DTYPES,
+    STDOUT,
+    JsonFile,
+    Overrides,
+    RecipeFile,
+    check_attention,
+    check_choice,
+    check_target,
+    write_result,
+)
 from mtr.cli.session import errors, load
-from mtr.errors import UserError
 
 
 def verify(
@@ -27,16 +36,17 @@ def verify(
     Exits with 1 if it does not.
     """
     with errors():
-        loaded = load(recipe, overrides)
-        from mtr.checks.verify import TOLERANCE
+        check_choice("--dtype", dtype, DTYPES)
+        if attention is not None:
+            check_attention(attention)
+        check_target("--json", json_file)
+        loaded = load(recipe, overrides, needed="weights")
         from mtr.checks.verify import verify as run
         from mtr.cli.views.verify import show_verification
         from mtr.console import console
 
-        if dtype not in TOLERANCE:
-            raise UserError(f"--dtype: {dtype!r} is not one of {', '.join(TOLERANCE)}")
         if attention is not None:
-            loaded = with_attention(loaded, attention)
+            loaded = loaded.replace(model={"attention": attention})
         result = run(loaded, conversations, dtype)
         if json_file != STDOUT:
             show_verification(result, console(sys.stdout))

@@ -143,6 +143,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         if not isinstance(saved, dict):
             raise ValueError("adapter_config.json is no JSON object")
+        if saved.get("peft_type") != "LORA":
+            raise ValueError(f"it is no LoRA adapter, its peft_type is {saved.get('peft_type')!r:.40}")
         return saved, load_file(str(file))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(f"holds no adapter that can be read: {described(error)}") from None

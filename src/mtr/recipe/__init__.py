@@ -2,5 +2,5 @@
 
 Every error names the file, the key and the fix. A loaded recipe is frozen and contains every default.
 
-Imports: errors.
+Imports: console, errors.
 """

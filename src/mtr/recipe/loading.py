@@ -10,39 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from mtr.console import shorten
 from mtr.errors import UserError, one_line
 from mtr.recipe.paths import resolve_paths
+from mtr.recipe.plain_yaml import MOST_DEPTH, parse_yaml, read_yaml
 from mtr.recipe.problems import explain
 from mtr.recipe.sections import Recipe, as_sources
-
-
-class _Loader(yaml.SafeLoader):
-    """A SafeLoader that rejects duplicate keys and leaves dates such as 2026-01-31 as text."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _unique_keys(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise yaml.constructor.ConstructorError(None, None, f"duplicate key {twice!r}", node.start_mark)
-    loader.flatten_mapping(node)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_keys)
-
-
-def _load_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -55,21 +30,31 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     path = Path(path)
     try:
-        raw = _load_yaml(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe must be a mapping of sections (model, data, training, ...)")
     return resolve_paths(_validated(raw, overrides, str(path)), path.resolve().parent)
 
 
 def load_saved_recipe(path: Path) -> Recipe:
-    """The recipe that a run saved: with absolute paths and every default."""
-    return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    """The recipe that a run saved: with absolute paths and every default.
+
+    Raises:
+        UserError: the file is damaged, or not one that this version of mtr understands.
+    """
+    try:
+        return Recipe.model_validate(read_yaml(path, factor=2))  # with defaults and overrides
+    except ValidationError as error:
+        reason = explain(error)
+    except (OSError, ValueError) as error:
+        reason = one_line(error)
+    raise UserError(f"{path}: not a recipe as mtr saved it: {reason}. Restore the file from a copy")
 
 
 def recipe_of_tokenizer(name: str, overrides: list[str] | None = None) -> Recipe:
@@ -96,31 +81,30 @@ def _validated(raw: dict[str, Any], overrides: list[str] | None, name: str) -> R
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise UserError(f"{override!r}: an override is written section.key=value")
-    try:
-        value = _load_yaml(text)
-    except yaml.YAMLError:
-        raise UserError(f"{override!r}: the value is not valid YAML; quote it") from None
+    shown = repr(shorten(override, 80))
     *parents, last = key.split(".")
+    if not equals or not all((*parents, last)):
+        raise UserError(f"{shown}: an override is written section.key=value")
+    if len(parents) >= MOST_DEPTH:
+        raise UserError(f"{shown}: the key has more than {MOST_DEPTH} parts")
+    try:
+        value = parse_yaml(text)
+    except ValueError:
+        raise UserError(f"{shown}: the value is not valid YAML; quote it") from None
     at: Any = raw
     for part in parents:
         if isinstance(at, list):
-            at = _item(at, part, override)
+            at = at[_index(at, part, shown)]
         else:
             if at.get(part) is None:
                 at[part] = {}
             at = at[part]
         if not isinstance(at, (dict, list)):
-            raise UserError(f"{override!r}: {part!r} is a plain value and has no keys")
-    if isinstance(at, list):
-        _item(at, last, override)
-        at[int(last)] = value
-    else:
-        at[last] = value
+            raise UserError(f"{shown}: {part!r} is a plain value and has no keys")
+    at[_index(at, last, shown) if isinstance(at, list) else last] = value
 
 
-def _item(items: list[Any], part: str, override: str) -> Any:
-    if not part.isdigit() or int(part) >= len(items):
-        raise UserError(f"{override!r}: {part!r} is not an index into a list of {len(items)}")
-    return items[int(part)]
+def _index(items: list[Any], part: str, shown: str) -> int:
+    if part.isascii() and part.isdecimal() and len(part) < 10 and int(part) < len(items):
+        return int(part)
+    raise UserError(f"{shown}: {shorten(part, 40)!r} is not an index into a list of {len(items)}")

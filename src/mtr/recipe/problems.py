@@ -9,15 +9,20 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from mtr.console import first_few, shorten
 from mtr.recipe.sections import Recipe
+
+_MOST_PROBLEMS = 10
+_MOST_SHOWN = 80
+"""Characters of a key or a value."""
 
 
 def explain(error: ValidationError) -> str:
-    """One line with everything that is wrong with a recipe."""
+    """One line with everything that is wrong with a recipe, as far as a line can hold it."""
     parts: list[str] = []
     seen: set[str] = set()
     for problem in error.errors(include_url=False):
-        keys = _keys_only([str(part) for part in problem["loc"]])
+        keys = _keys_only([shorten(str(part), _MOST_SHOWN) for part in problem["loc"]])
         where = ".".join(keys) or "recipe"
         if problem["type"] != "extra_forbidden" and where in seen:
             continue  # another branch of the same union
@@ -30,13 +35,18 @@ def explain(error: ValidationError) -> str:
         elif problem["type"] == "missing":
             parts.append(f"{where!r} is missing")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
+            message = shorten(problem["msg"].removeprefix("Value error, "), 300)
             if problem["type"] in ("model_type", "model_attributes_type"):
                 message = "a section must be a mapping of keys"
-            given = problem.get("input")
-            shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
-            parts.append(f"{where!r}: {message}{shown}")
-    return "; ".join(dict.fromkeys(parts))
+            parts.append(f"{where!r}: {message}{_shown(problem.get('input'))}")
+    return first_few(list(dict.fromkeys(parts)), _MOST_PROBLEMS)
+
+
+def _shown(given: Any) -> str:
+    """` (got ...)` for a value that fits on a line."""
+    if isinstance(given, str):
+        given = shorten(given, _MOST_SHOWN)
+    return f" (got {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
 
 
 def _keys_only(location: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The keys of a recipe, section by section, with their types, defaults and limits.
+"""The keys of a recipe, section by section, with their types, defaults and limits: what is beyond them is a mistake.
 
 A recipe is frozen. Key names are Hugging Face's wherever it has one. The recipe decides the mathematics of a run; the
 hardware decides only its speed.
@@ -6,20 +6,39 @@ hardware decides only its speed.
 
 from __future__ import annotations
 
-import datetime
-import signal
+import json
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from mtr.recipe.values import (
+    RESERVED_ARGUMENTS,
+    Alpha,
+    Name,
+    Positive,
+    Rank,
+    Tokens,
+    as_date,
+    as_signals,
+    as_trackers,
+    repository,
+)
 
 Backend = Literal["flex", "varlen", "segment", "sdpa", "eager"]
 """How attention over a tree is computed."""
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 Format = Literal["auto", "messages", "sharegpt", "prompt_completion", "instruction"]
 """A shape of rows, or auto."""
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
@@ -27,9 +46,18 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """yes, on and true are 1 to Python, and never what somebody means by a number."""
+        annotation = str(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and "bool" not in annotation and ("int" in annotation or "float" in annotation):
+            raise ValueError("must be a number, not true or false")
+        return value
+
 
 class ModelSection(Section):
-    name_or_path: str
+    name_or_path: Name
     """A folder or a Hub id. `mtr inspect` and `mtr audit` need only its tokenizer."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
@@ -47,8 +75,10 @@ class ModelSection(Section):
 
 
 class LoraSection(Section):
-    r: Positive = 16
-    alpha: Annotated[float, Field(gt=0)] = 32
+    r: Rank = 16
+    """At most 65,536."""
+    alpha: Alpha = 32
+    """At most 1,000,000."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     target_modules: str | list[str] = "all-linear"
     target_parameters: list[str] | None = None
@@ -59,11 +89,11 @@ class LoraSection(Section):
     """Scale by alpha / sqrt(r) instead of alpha / r."""
     use_dora: bool = False
     """Train magnitude and direction of the weights separately."""
-    rank_pattern: dict[str, Positive] = {}
+    rank_pattern: dict[str, Rank] = {}
     """r of modules by name or pattern, where it differs from `r`."""
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    alpha_pattern: dict[str, Alpha] = {}
     """alpha of modules by name or pattern, where it differs from `alpha`."""
-    init_from: str | None = None
+    init_from: Name | None = None
     """Folder of an adapter to start from, in a new run with a new optimizer."""
 
     @model_validator(mode="after")
@@ -84,18 +114,20 @@ class ThinkingSection(Section):
     def _both(self) -> Self:
         if (self.open is None) != (self.close is None):
             raise ValueError("give both thinking.open and thinking.close, or neither")
+        if self.open is not None and (self.open == self.close or not self.open.strip() or not str(self.close).strip()):
+            raise ValueError("thinking.open and thinking.close must be two different tags, and not empty")
         return self
 
 
 class Source(Section):
-    path: str
+    path: Name
     """A file (.jsonl, .json, .parquet, .csv, .arrow; compressed too), a glob, a folder, or a Hub id."""
     name: str | None = None
     """The configuration of a Hub data set."""
     split: str = "train"
     """Of a Hub data set, or of a folder that `datasets` saved with splits."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """How often an epoch contains each row: 0.5 draws half of the rows, 2.0 takes each row twice."""
+    weight: Annotated[float, Field(gt=0, le=10**4)] = 1.0
+    """How often an epoch contains each row, at most 10,000: 0.5 draws half of the rows, 2.0 takes each row twice."""
     revision: str | None = None
     format: Format | None = None
     """The shape of its rows; null: data.format."""
@@ -106,15 +138,6 @@ def as_sources(value: Any) -> Any:
     if isinstance(value, (str, dict)):
         value = [value]
     return [{"path": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
-
-
-def _as_date(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return datetime.date.fromisoformat(value).isoformat()
-        except ValueError:
-            raise ValueError("not a date; write it YYYY-MM-DD") from None
-    return value
 
 
 class FilterSection(Section):
@@ -159,13 +182,13 @@ class DataSection(Section):
     streaming: bool = True
     """Read Hub data as it arrives, without downloading it first. Local files are always read row by row."""
     shuffle: bool = True
-    shuffle_buffer: Positive = 10_000
-    """Rows in the buffer that shuffles a stream; local files are shuffled exactly."""
+    shuffle_buffer: Annotated[int, Field(gt=0, le=10**8)] = 10_000
+    """Rows in the buffer that shuffles a stream, at most 100,000,000; local files are shuffled exactly."""
     rendering: Literal["auto", "whole"] = "auto"
     """auto: conversations of 32 turns and more are assembled from pieces that are each rendered once, and compared with
     the full rendering: all turns of the first ones, then some of each; whole: every prompt is rendered in full."""
-    num_workers: Annotated[int, Field(ge=0)] | None = None
-    """Background processes that prepare steps; null: 2 with an accelerator, else none."""
+    num_workers: Annotated[int, Field(ge=0, le=1024)] | None = None
+    """Background processes that prepare steps, at most 1,024; null: 2 with an accelerator, else none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -185,11 +208,11 @@ class SequenceSection(Section):
     strategy: Literal["single_pass", "per_turn"] = "single_pass"
     merge: Literal["conversation", "step"] = "conversation"
     """What forms one tree: the turns of a conversation, or of all conversations of a step that share a prefix."""
-    max_length: Positive = 4096
-    """Longest path from root to leaf in tokens: what inference would see."""
-    max_tokens: Positive | Literal["auto"] = 16384
-    """Most tokens in one pack. Larger trees are split into several that repeat the shared prefix; auto: what fits in
-    memory, found by a short probe before training."""
+    max_length: Tokens = 4096
+    """Longest path from root to leaf in tokens: what inference would see. At most 1,000,000,000."""
+    max_tokens: Tokens | Literal["auto"] = 16384
+    """Most tokens in one pack, at most 1,000,000,000. Larger trees are split into several that repeat the shared
+    prefix; auto: what fits in memory, found by a short probe before training."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
     """What happens to a turn longer than max_length."""
     on_oom: Literal["error", "split"] = "error"
@@ -216,47 +239,34 @@ class LossSection(Section):
 
 
 class GenerationSection(Section):
-    conversations: Annotated[int, Field(ge=0)] = 0
-    """Conversations of data.eval that are generated turn by turn before and after training; 0: none."""
-    max_new_tokens: Positive = 256
-    """Most tokens in a completion; a turn that is not finished by then counts as wrong."""
+    conversations: Annotated[int, Field(ge=0, le=10**6)] = 0
+    """Conversations of data.eval that are generated turn by turn before and after training, at most 1,000,000; 0:
+    none."""
+    max_new_tokens: Annotated[int, Field(gt=0, le=10**6)] = 256
+    """Most tokens in a completion, at most 1,000,000; a turn that is not finished by then counts as wrong."""
 
 
 Checkpointing = Literal["none", "selective", "full", "offload", "auto"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "aim", "clearml", "comet_ml", "dvclive", "swanlab"]
 
 
-def _as_trackers(value: Any) -> Any:
-    value = [value] if isinstance(value, str) else value
-    return [] if value in (None, ["none"]) else value
-
-
-def _as_signals(value: Any) -> Any:
-    """USR1, SIGUSR1 or a list of such names."""
-    names = [value] if isinstance(value, str) else value or []
-    if not isinstance(names, list):
-        return value
-    full = [f"SIG{str(name).upper().removeprefix('SIG')}" for name in names]
-    for name in full:
-        if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
-            raise ValueError(f"{name} is no signal that a process can catch")
-    return full
-
-
 class TrainingSection(Section):
-    output_dir: str
-    conversations_per_step: Positive = 16
-    """Over all processes together."""
-    num_train_epochs: Annotated[float, Field(gt=0)] = 1
-    max_steps: Positive | None = None
-    """Overrides num_train_epochs and repeats the data as needed."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2.0e-4
+    output_dir: Name
+    conversations_per_step: Annotated[int, Field(gt=0, le=10**6)] = 16
+    """Over all processes together, at most 1,000,000."""
+    num_train_epochs: Annotated[float, Field(gt=0, le=10**6)] = 1
+    """At most 1,000,000."""
+    max_steps: Annotated[int, Field(gt=0, le=10**9)] | None = None
+    """Overrides num_train_epochs and repeats the data as needed; at most 1,000,000,000."""
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = 2.0e-4
+    """At most 100."""
     lr_scheduler_type: Literal["linear", "cosine", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"] = (
         "cosine"
     )
-    warmup_steps: Annotated[float, Field(ge=0)] = 0.03
-    """A number of steps, or if below 1, a share of all steps."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[float, Field(ge=0, le=10**9)] = 0.03
+    """A number of steps, at most 1,000,000,000, or if below 1, a share of all steps."""
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """At most 100."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
     gradient_checkpointing: bool | Checkpointing = True
@@ -282,13 +292,13 @@ class TrainingSection(Section):
     """Stop after this many consecutive evaluations without a lower loss."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """With several processes: replicate the model, or shard weights, gradients and optimizer state."""
-    preempt_signal: Annotated[list[str], BeforeValidator(_as_signals)] = []
+    preempt_signal: Annotated[list[str], BeforeValidator(as_signals)] = []
     """Signals besides SIGTERM and SIGINT that end the run with a checkpoint, e.g. SIGUSR1 from SLURM."""
     on_save_error: Literal["continue", "stop"] = "stop"
     """When a checkpoint cannot be written: keep the last good one and continue, or stop."""
-    report_to: Annotated[list[Tracker], BeforeValidator(_as_trackers)] = []
+    report_to: Annotated[list[Tracker], BeforeValidator(as_trackers)] = []
     """Trackers besides metrics.jsonl, which is always written; `none` is the empty list."""
-    push_to_hub: str | None = None
+    push_to_hub: Annotated[str, AfterValidator(repository)] | None = None
     """Hub repository, owner/name, that the result is pushed to; created as private if it does not exist."""
 
     @property
@@ -298,23 +308,6 @@ class TrainingSection(Section):
         return ("full" if asked else "none") if isinstance(asked, bool) else asked
 
 
-RESERVED_ARGUMENTS = {
-    "messages",
-    "conversation",
-    "tools",
-    "documents",
-    "chat_template",
-    "add_generation_prompt",
-    "continue_final_message",
-    "tokenize",
-    "tokenizer_kwargs",
-    "return_dict",
-    "return_assistant_tokens_mask",
-    "return_tensors",
-}
-"""Arguments that mtr itself gives to apply_chat_template, so a recipe must not."""
-
-
 class Recipe(Section):
     model: ModelSection
     template: dict[str, Any] = {}
@@ -322,7 +315,7 @@ class Recipe(Section):
     thinking: ThinkingSection = ThinkingSection()
     train_on: Literal["all", "last"] = "all"
     """Train on every assistant message, or on the last one of each conversation; the others are context."""
-    date: Annotated[str | None, BeforeValidator(_as_date)] = None
+    date: Annotated[str | None, BeforeValidator(as_date)] = None
     """The date for templates that print one; null: today, recorded in the saved recipe."""
     lora: LoraSection | None = LoraSection()
     """null: train all weights."""
@@ -345,6 +338,8 @@ class Recipe(Section):
             )
         if self.training.parallel == "fsdp2" and self.training.optim == "adafactor":
             raise ValueError("training.optim: adafactor works with training.parallel: ddp only")
+        if self.generation.conversations and not (self.data.eval or self.data.eval_fraction):
+            raise ValueError("generation.conversations needs data.eval: held-out conversations to generate")
         if self.training.early_stopping_patience and self.training.eval_steps is None:
             raise ValueError("training.early_stopping_patience needs training.eval_steps")
         return self
@@ -354,6 +349,10 @@ class Recipe(Section):
     def _not_reserved(cls, template: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(RESERVED_ARGUMENTS & template.keys()):
             raise ValueError(f"{', '.join(taken)} is set by mtr; only the template's own arguments are allowed here")
+        try:
+            json.dumps(template, allow_nan=False)  # nan would differ from itself when the run is resumed
+        except ValueError:
+            raise ValueError("its numbers must be finite") from None
         return template
 
     def dump(self) -> str:

@@ -3,10 +3,11 @@
     loop, setup, state, learner                                        a run; `loop.train` is the entry point
     feed, step_log, evaluation, saving, generation, export, stopping   its parts, which the loop calls by name
     folder, checkpoint, metrics, rejects, environment                  what it writes
+    provenance                                                         what it was made from
     log, progress, tracking, exact_match                               what it reports
     processes, parallel, launch, signals, faults                       several processes, and what can go wrong
     optim                                                              optimizer and learning rate
     merge, model_card, hub                                             what others get
 
-Imports: model, attention, prepare, tree, chat, data, recipe, files, console, errors.
+Imports: store, model, attention, prepare, tree, chat, data, recipe, files, console, errors.
 """

@@ -11,7 +11,7 @@
         manifest.json                                  run, step, size and SHA-256 of every file in it
 
 There is no random state to save: each step seeds its own (see `mtr.training.loop`). A checkpoint is complete when it
-has its name (`mtr.training.checkpoint_folders`), and its manifest tells whether it still is: a damaged one is skipped
+has its name (`mtr.store.checkpoints`), and its manifest tells whether it still is: a damaged one is skipped
 and the one before it is used.
 
 Tensors are stored unsharded, so a run may be resumed with another number of processes.
@@ -32,9 +32,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtr.errors import UserError, one_line
 from mtr.files import write_json
-from mtr.training.checkpoint_folders import partial_of, place, remove_partial, rotate, sync
+from mtr.store.checkpoints import partial_of, place, remove_partial, rotate, sync
+from mtr.store.manifest import write_manifest
 from mtr.training.environment import Identity
-from mtr.training.manifest import write_manifest
 from mtr.training.tokenizer_files import save_tokenizer
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mtr.errors import SaveError
 from mtr.recipe.sections import Recipe
+from mtr.store.problems import is_write_error, save_problem
+from mtr.store.publishing import publish
 from mtr.training import checkpoint
-from mtr.training.faults import is_write_error, save_problem
 from mtr.training.hub import push_to_hub
 from mtr.training.learner import Learner
 from mtr.training.log import RunLog
@@ -24,6 +27,8 @@ class Export:
         self._state = state
         self._saving = saving
         self._log = log
+        self._is_written = False
+        """By this process, the main one."""
 
     def export(self) -> None:
         """The best or the last weights go to output_dir.
@@ -33,21 +38,34 @@ class Export:
         """
         self._saving.load_best()
         content = self._saving.gather()
-        is_main = self._learner.accelerator.is_main_process
-        if is_main:
+        if self._learner.accelerator.is_main_process:
             self._write(content)
             self._log.flush()
+            self._is_written = True
         self._log.display.end(self._state)
-        if self._recipe.training.push_to_hub and is_main:
-            self._log.note("Hub", push_to_hub(self._output_dir, self._recipe.training.push_to_hub))
         self._learner.accelerator.wait_for_everyone()
 
+    def upload(self) -> None:
+        """The result goes to the Hub, where the recipe asks for it: after everything else, since it may fail.
+
+        Raises:
+            UploadError: it did; everything is in output_dir.
+        """
+        repository = self._recipe.training.push_to_hub
+        if repository and self._is_written:
+            self._log.note("Hub", push_to_hub(self._output_dir, repository))
+
     def _write(self, content: checkpoint.Content) -> None:
+        def write(folder: Path) -> None:
+            checkpoint.save_model(self._learner.model, self._learner.tokenizer, folder, content.weights)
+            write_model_card(folder, self._output_dir.absolute().name, self._recipe, self._state)
+
         try:
-            checkpoint.save_model(self._learner.model, self._learner.tokenizer, self._output_dir, content.weights)
-            write_model_card(self._output_dir, self._recipe, self._state)
+            kept = publish(self._output_dir, write)
         except Exception as error:
             if not is_write_error(error):
                 raise
             problem = save_problem(error, self._output_dir)
             raise SaveError(f"the result could not be written to {self._output_dir} ({problem})") from None
+        for note in kept:
+            self._log.note("warning", note)

@@ -11,14 +11,11 @@ Exit codes of `mtr train` (see also `mtr.errors`):
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
-from mtr.errors import DeviceMemoryError, one_line
+from mtr.errors import DeviceMemoryError
 from mtr.tree.batch import Batch
 from mtr.tree.packing import Pack, idle_pack, split_pack
 
@@ -89,18 +86,3 @@ _WAYS_OUT = (
     ": lower sequence.max_tokens (packs) or sequence.max_length (turns), set training.gradient_checkpointing to true, "
     "shard the model with training.parallel: fsdp2"
 )
-
-
-def is_write_error(error: Exception) -> bool:
-    """Whether it comes from the file system. safetensors and tokenizers, written in Rust, raise types of their own."""
-    return isinstance(error, (OSError, SafetensorError)) or "os error" in str(error)
-
-
-def save_problem(error: Exception, folder: Path) -> str:
-    """Why something could not be written, with the free space that is left."""
-    text = (getattr(error, "strerror", None) or one_line(error))[:200]
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError:
-        return text
-    return f"{text}; {free / 2**20:,.0f} MiB free in {folder}"

@@ -13,10 +13,10 @@ from mtr.recipe.changes import differing_keys
 from mtr.recipe.loading import load_saved_recipe
 from mtr.recipe.placement import check_placement
 from mtr.recipe.sections import Recipe
-from mtr.training.checkpoint_folders import NOT_OURS, find_checkpoint, is_unused, protected, remove_run, step_of
+from mtr.store.checkpoints import NOT_OURS, find_checkpoint, is_unused, protected, remove_run, step_of
+from mtr.store.marker import LOGS, NAME, RESULTS, Marker, read_marker
+from mtr.store.problems import save_problem
 from mtr.training.environment import Identity
-from mtr.training.faults import save_problem
-from mtr.training.marker import LOGS, NAME, RESULTS, Marker, read_marker
 from mtr.training.metrics import MetricsFile, describe_gaps
 from mtr.training.state import RunState
 
@@ -113,9 +113,9 @@ def check_output_dir(recipe: Recipe, how: Start) -> Folder:
             f"{saved_file} is missing, so it is not known whether {good.name} fits this recipe; restore it, or start "
             "over with --overwrite"
         )
+    saved = load_saved_recipe(saved_file)
     foreign = marker.foreign(output_dir, (*LOGS, *RESULTS))
     _check_nothing_in_the_way([f"{name} {NOT_OURS}" for name in foreign], output_dir)
-    saved = load_saved_recipe(saved_file)
     recipe = recipe.model_copy(update={"date": recipe.date or saved.date})
     if different := differing_keys(saved, recipe):
         raise UserError(

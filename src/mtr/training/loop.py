@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from mtr.errors import UserError
 from mtr.prepare.step import Step
 from mtr.recipe.sections import Recipe
+from mtr.store.lock import RunLock
 from mtr.training.faults import PackSplitter, is_out_of_memory
 from mtr.training.folder import Start
 from mtr.training.learner import Learner
-from mtr.training.lock import RunLock
 from mtr.training.processes import clip_gradients, gradient_sync, is_sharded, total
 from mtr.training.setup import Run, set_up
 from mtr.training.signals import StopSignals

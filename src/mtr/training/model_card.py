@@ -15,8 +15,12 @@ from mtr.training.state import RunState
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 
 
-def write_model_card(output_dir: Path, recipe: Recipe, state: RunState) -> None:
-    """README.md: what it was made from, with what, and how well it went. No path of the machine is in it."""
+def write_model_card(folder: Path, name: str, recipe: Recipe, state: RunState) -> None:
+    """README.md: what it was made from, with what, and how well it went. No path of the machine is in it.
+
+    Args:
+        name: of the run, its title.
+    """
     base, what = without_folders(recipe.model.name_or_path), "LoRA adapter" if recipe.lora else "model"
     rows = [("conversations", f"{state.counts.conversations:,}"), ("turns", f"{state.counts.turns:,}")]
     rows += [("supervised tokens", f"{state.counts.supervised_tokens:,}"), ("steps", f"{state.steps:,}")]
@@ -34,7 +38,7 @@ def write_model_card(output_dir: Path, recipe: Recipe, state: RunState) -> None:
     held_out = ", ".join(f"`{without_folders(source.path)}`" for source in recipe.data.eval) or "none"
     card = [
         *front_matter(recipe.model.name_or_path, "peft" if recipe.lora else "transformers"),
-        f"# {output_dir.absolute().name}",
+        f"# {name}",
         "",
         f"A {what} of `{base}`, trained by mtr {__version__}: every turn in the context that inference gives it, in "
         "one pass per conversation.",
@@ -55,7 +59,7 @@ def write_model_card(output_dir: Path, recipe: Recipe, state: RunState) -> None:
         "```",
         "",
     ]
-    (output_dir / "README.md").write_text("\n".join(card), encoding="utf-8")
+    (folder / "README.md").write_text("\n".join(card), encoding="utf-8")
 
 
 def front_matter(base: str, library: str) -> list[str]:

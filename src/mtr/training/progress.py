@@ -10,7 +10,7 @@ from typing import Any, Self
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mtr.console import console, first_few, labelled, shorten
+from mtr.console import console, first_few, labelled, printable, shorten
 from mtr.recipe.sections import Recipe
 from mtr.training.exact_match import GeneratedTurn
 from mtr.training.state import RunState
@@ -43,7 +43,7 @@ class RunDisplay:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(escape(text))
+        self._console.print(escape(printable(text)))
 
     def note(self, label: str, text: str) -> None:
         self.say(labelled(label, text))
@@ -160,6 +160,7 @@ def _left_out(state: RunState) -> Iterator[tuple[str, str]]:
         ("not trained", "rows", counts.untrained_rows),
         ("skipped", "rows", counts.skipped_rows),
         ("note", "turns", counts.notes),
+        ("note", "rows", counts.remarks),
     ):
         for reason, number in counter.most_common():
             yield label, f"{number:,} {unit}: {reason}"

@@ -6,13 +6,13 @@ from accelerate.utils import broadcast_object_list
 
 from mtr.errors import SaveError, UserError
 from mtr.recipe.sections import TrainingSection
+from mtr.store.checkpoints import newest, remove_partial
+from mtr.store.manifest import find_damage
+from mtr.store.problems import is_write_error, save_problem
 from mtr.training import checkpoint
-from mtr.training.checkpoint_folders import newest, remove_partial
 from mtr.training.environment import Identity
-from mtr.training.faults import is_write_error, save_problem
 from mtr.training.learner import Learner
 from mtr.training.log import RunLog
-from mtr.training.manifest import find_damage
 from mtr.training.state import RunState, is_due
 
 

@@ -43,6 +43,7 @@ from mtr.prepare.step import Step
 from mtr.prepare.steps import IndexedSteps, StreamedSteps
 from mtr.prepare.workers import iterate_steps
 from mtr.recipe.sections import Backend, Recipe
+from mtr.store.lock import RunLock
 from mtr.training.checkpoint import load_checkpoint
 from mtr.training.environment import Identity, environment
 from mtr.training.evaluation import Evaluation
@@ -53,7 +54,6 @@ from mtr.training.folder import Folder, Start, begin_files, check_before_locking
 from mtr.training.generation import Generation
 from mtr.training.hub import check_push
 from mtr.training.learner import Learner
-from mtr.training.lock import RunLock
 from mtr.training.log import RunLog
 from mtr.training.optim import build_optimizer, build_schedule
 from mtr.training.parallel import build_accelerator, distribute, start_processes

@@ -1,8 +1,8 @@
 """Metrics for experiment trackers, through Accelerate. Nothing leaves the machine unless asked for.
 
 metrics.jsonl is always written; a tracker gets the same numbers, as train/loss, eval/loss and so on. W&B, Comet,
-ClearML and SwanLab are started offline unless their own environment variable says otherwise; the others write to
-`output_dir`.
+ClearML and SwanLab are started offline unless their own environment variable says otherwise. Files of a tracker are in
+`output_dir`, but for ClearML's, which has one folder for all of a user's runs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ from mtr.recipe.sections import Recipe
 
 _OFFLINE = {
     "wandb": ("WANDB_MODE", "offline"),
-    "comet_ml": ("COMET_MODE", "offline"),
+    "comet_ml": ("COMET_START_ONLINE", "0"),
     "clearml": ("CLEARML_OFFLINE_MODE", "1"),
     "swanlab": ("SWANLAB_MODE", "offline"),
 }
+_PLACES = {
+    "mlflow": ("MLFLOW_TRACKING_URI", "sqlite:///{}/mlflow.db"),
+    "trackio": ("TRACKIO_DIR", "{}/trackio"),
+    "comet_ml": ("COMET_OFFLINE_DIRECTORY", "{}/comet"),
+}
+"""Environment variables that name a tracker's folder; `{}` is output_dir."""
 
 
 def check_trackers(trackers: Sequence[str]) -> None:
@@ -50,17 +56,30 @@ def start_tracking(accelerator: Accelerator, recipe: Recipe, start: int) -> None
     for name in trackers:
         if name in _OFFLINE:
             os.environ.setdefault(*_OFFLINE[name])
-    if "mlflow" in trackers:
-        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{output_dir / 'mlflow.db'}")
-    if "trackio" in trackers:
-        os.environ.setdefault("TRACKIO_DIR", str(output_dir / "trackio"))
-    options: dict[str, dict[str, Any]] = {
+    for tracker, (variable, place) in _PLACES.items():
+        if tracker in trackers:
+            os.environ.setdefault(variable, place.format(output_dir))
+    options = {name: kept for name, kept in _options(output_dir, start).items() if name in trackers}
+    config = {key: value for key, value in flat(recipe.model_dump()).items() if isinstance(value, (int, float, str))}
+    accelerator.init_trackers("mtr", config, options)
+
+
+def _options(output_dir: Path, start: int) -> dict[str, dict[str, Any]]:
+    """Arguments of the trackers that are told their folder when they start; aim and tensorboard get it as a matter of
+    course.
+    """
+    return {
         "tensorboard": {"purge_step": start + 1} if start else {},
         "wandb": {"dir": str(output_dir), "name": output_dir.name},
         "trackio": {"name": output_dir.name},
+        "dvclive": {
+            "dir": str(output_dir / "dvclive"),
+            "resume": bool(start),
+            "dvcyaml": None,  # else in the working folder
+            "save_dvc_exp": False,  # else in the git repository of the working folder
+        },
+        "swanlab": {"logdir": str(output_dir / "swanlog")},
     }
-    config = {key: value for key, value in flat(recipe.model_dump()).items() if isinstance(value, (int, float, str))}
-    accelerator.init_trackers("mtr", config, {name: options[name] for name in trackers if name in options})
 
 
 def track(accelerator: Accelerator, kind: str, line: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mtr.cli.views.tables import count, plain_table
+from mtr.console import printable
 
 
 def show_bench(result: dict[str, Any], out: Console) -> None:
@@ -61,7 +62,7 @@ def _show_cases(result: dict[str, Any], out: Console) -> None:
 def _show_rates(cases: Sequence[dict[str, Any]], out: Console) -> None:
     for case in cases:
         if "error" in case:
-            out.print(f"{_name(case)}: {escape(case['error'])}")
+            out.print(f"{_name(case)}: {escape(printable(case['error']))}")
             continue
         seconds = case["seconds"]
         out.print(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from mtr.cli.views.tables import count, plain_table
-from mtr.console import first_few
+from mtr.console import first_few, printable
 
 
 def show_verification(result: dict[str, Any], out: Console) -> None:
@@ -25,5 +26,5 @@ def show_verification(result: dict[str, Any], out: Console) -> None:
         f"attention {result['attention']} on {result['device']}"
     )
     if result["zero_gradients"]:
-        out.print(f"gradients that are zero on both sides: {first_few(result['zero_gradients'])}")
+        out.print(f"gradients that are zero on both sides: {escape(printable(first_few(result['zero_gradients'])))}")
     out.print("[green]passed[/]" if result["passed"] else "[red]FAILED[/]: one pass differs from one pass per turn")
