@@ -375,7 +375,7 @@ def try_template(place: Place, given: tuple[str, bool]) -> Outcome:
     tokenizer = usual(place.folder)[1].tokenizer
     tokenizer.chat_template = text
     try:
-        renderer = make_renderer(tokenizer, date="2026-01-31", stop_ids=[2, 0])
+        renderer = make_renderer(tokenizer, stop_ids=[2, 0])
     except UserError as error:
         return refusal(error)
     problems = [problem for row in CHATS for problem in misrendered(parse_row(row, "row"), renderer)]

@@ -467,8 +467,9 @@ TIMES = ("seconds", "per_second", "memory", "mfu")
 
 
 def result_of(run_folder: Path) -> tuple[list[dict[str, Any]], bytes]:
-    """The metrics, without times and memory, and the weights."""
-    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    """The metrics, without times and memory, and the weights; no metrics if there is no such file."""
+    path = run_folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     kept = [{k: v for k, v in line.items() if not any(word in k for word in TIMES)} for line in lines]
     return kept, (run_folder / "adapter_model.safetensors").read_bytes()
 

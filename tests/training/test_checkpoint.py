@@ -242,7 +242,7 @@ def test_removing_a_run_leaves_other_files_alone(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     assert (tmp_path / "adapter_model.safetensors").exists()
-    remove_run(tmp_path, marker)
+    remove_run(tmp_path, marker, marker.files)
     assert all((tmp_path / name).read_text() == "mine" for name in mine)
     gone = ("checkpoint-1", "adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "generations.jsonl")
     assert [name for name in gone if (tmp_path / name).exists()] == []
@@ -252,11 +252,12 @@ def test_removing_a_run_that_trained_all_weights_removes_them(tmp_path: Path) ->
     run = start(lora=False)
     checkpoint.save_model(run.model, run.tokenizer, tmp_path)
     assert (tmp_path / "model.safetensors").exists()
-    remove_run(tmp_path, written(tmp_path))
+    marker = written(tmp_path)
+    remove_run(tmp_path, marker, marker.files)
     assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_removing_nothing_is_no_error(tmp_path: Path) -> None:
-    remove_run(tmp_path, MARKER)
+    remove_run(tmp_path, MARKER, MARKER.files)
     shutil.rmtree(tmp_path)
-    remove_run(tmp_path, MARKER)
+    remove_run(tmp_path, MARKER, MARKER.files)

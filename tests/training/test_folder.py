@@ -18,6 +18,7 @@ from support.commands import check_refused
 from support.rows import conversation_row
 from support.runs import good_checkpoint, marker_of, sign_again
 
+from mtr.errors import SaveError
 from mtr.store.marker import NAME
 
 Mtr = Callable[..., tuple[int, str, str]]
@@ -339,6 +340,25 @@ def test_what_an_overwritten_run_left_is_not_continued(mtr: Mtr, recipe: Path, r
     assert "no checkpoint in" in err
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-1"]
     assert not (run / "rejects.jsonl").exists()
+
+
+def test_a_result_without_checkpoints_stays_until_there_is_a_new_one(
+    mtr: Mtr, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resuming such a run starts from the beginning, and may not get to its end."""
+    run = recipe.parent / "run"
+    assert mtr("train", recipe, "training.save_steps=null")[0] == 0
+    result = (run / "adapter_model.safetensors").read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise SaveError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtr.training.loop.train_step", fail)
+        assert mtr("train", recipe, "--resume", "training.save_steps=null")[0] == 3
+    assert (run / "adapter_model.safetensors").read_bytes() == result
+    code, _, err = mtr("train", recipe, "--resume", "training.save_steps=null")
+    assert code == 0, err
 
 
 def test_a_refused_run_leaves_no_trace(mtr: Mtr, recipe: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mtr.errors import UserError
@@ -104,14 +104,18 @@ def protected(output_dir: Path, marker: Marker) -> list[str]:
     return problems + [f"{folder.name} {problem}" for folder, problem in checkpoints if problem]
 
 
-def remove_run(output_dir: Path, marker: Marker) -> None:
-    """Remove the files of the runs that this marker knows, and nothing else."""
+def remove_run(output_dir: Path, marker: Marker, names: Iterable[str]) -> None:
+    """Remove the checkpoints of the runs that this marker knows, and files of theirs.
+
+    Args:
+        names: of the files. One that mtr did not write, or that has been changed since, stays.
+    """
     runs = (*marker.replaced, marker.run)
     for _, folder in _checkpoints(output_dir)[::-1]:
         if not not_ours(folder, runs):
             _remove(folder)
     remove_partial(output_dir)
-    for name in marker.files:
+    for name in names:
         if marker.wrote(output_dir, name):
             (output_dir / name).unlink()
 

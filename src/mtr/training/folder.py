@@ -43,6 +43,8 @@ class Folder:
     """The newest good checkpoint."""
     marker: Marker = field(default_factory=Marker)
     """Of the run that is resumed, or of the new one."""
+    overwrite: bool = False
+    """Replace the run that is in it."""
     notes: tuple[str, ...] = ()
     """What to report: damaged checkpoints that were skipped, lines that are missing."""
 
@@ -106,7 +108,8 @@ def check_output_dir(recipe: Recipe, how: Start) -> Folder:
     good, notes = find_checkpoint(output_dir, marker) if how.resume else (None, [])
     if good is None:
         _check_nothing_in_the_way(protected(output_dir, marker), output_dir)
-        return Folder(recipe, marker=marker if how.resume else marker.successor(), notes=fresh)
+        marker = marker.successor() if how.overwrite else marker
+        return Folder(recipe, marker=marker, overwrite=how.overwrite, notes=fresh)
     saved_file = output_dir / "recipe.yaml"
     if not saved_file.exists():
         raise UserError(
@@ -123,7 +126,7 @@ def check_output_dir(recipe: Recipe, how: Start) -> Folder:
             "Restore them, or start over with --overwrite"
         )
     gaps = describe_gaps(output_dir / "metrics.jsonl", step_of(good))
-    return Folder(recipe, good, marker, (*notes, *gaps))
+    return Folder(recipe, good, marker, notes=(*notes, *gaps))
 
 
 def _check_nothing_in_the_way(problems: list[str], output_dir: Path) -> None:
@@ -134,7 +137,7 @@ def _check_nothing_in_the_way(problems: list[str], output_dir: Path) -> None:
 def begin_files(folder: Folder, recipe: Recipe, identity: Identity, state: RunState) -> MetricsFile:
     """The marker, then the resolved recipe and the environment; metrics of steps that will be redone are cut.
 
-    What an earlier run left in the folder is removed where this one starts from the beginning.
+    Where the run starts from the beginning, what an earlier one logged is removed, and its result if it is overwritten.
 
     Raises:
         SaveError: it cannot be written.
@@ -150,7 +153,7 @@ def begin_files(folder: Folder, recipe: Recipe, identity: Identity, state: RunSt
         marker = folder.marker.with_files({**growing, **{name: checksum_of(text) for name, text in texts.items()}})
         marker.write(output_dir)
         if folder.resume_from is None:
-            remove_run(output_dir, marker)
+            remove_run(output_dir, marker, marker.files if folder.overwrite else growing)
         for name, text in texts.items():
             replace_file(output_dir / name, text)
         return MetricsFile(output_dir / "metrics.jsonl", state.steps, state.evaluated_at)
