@@ -200,7 +200,7 @@ def test_without_weights_bench_says_what_is_missing(write_recipe: Recipes, confi
     assert "no weights can be loaded" in err
     code, _, err = mtr("bench", recipe, "--random-weights")
     assert code == 2
-    assert "the tokenizer has no chat template" in err
+    assert "no tokenizer can be loaded" in err
 
 
 def test_random_weights_are_built_in_their_dtype(write_recipe: Recipes, config_only: Path) -> None:
