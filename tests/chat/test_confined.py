@@ -85,6 +85,10 @@ def test_a_child_that_is_stuck_is_replaced_by_this_process(monkeypatch: pytest.M
     assert confined(stuck_in_a_child, "the work") == parent
 
 
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
 def test_without_fork_the_errors_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_in_child", lambda *_: None)
     assert confined(os.getpid, "the work") == os.getpid()
@@ -96,4 +100,4 @@ def test_without_fork_the_errors_are_the_same(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(UserError, match=problem):
             confined(function, "the work")
     with pytest.raises(KeyboardInterrupt):
-        confined(lambda: signal.raise_signal(signal.SIGINT), "the work")
+        confined(interrupted, "the work")

@@ -178,7 +178,7 @@ def test_a_number_is_refused_only_where_it_can_be_nothing_but_a_mistake(tmp_path
 @pytest.mark.parametrize("key", ["model.name_or_path", "data.train.0.path", "training.output_dir", "lora.init_from"])
 @pytest.mark.parametrize("value", ["''", "' '", '"a\\0b"', '"\\ud800"'])
 def test_a_path_that_can_be_none_is_refused(tmp_path: Path, key: str, value: str) -> None:
-    assert f"{key!r}: " in refused(tmp_path, MINIMAL, f"{key}={value}")
+    assert key in refused(tmp_path, MINIMAL, f"{key}={value}")
 
 
 @pytest.mark.parametrize("name", ["me/mine/too", "https://hub/me/mine", "me/", "me/m ine", ""])

