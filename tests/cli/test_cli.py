@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.commands import check_refused
+from support.commands import WITHOUT_HEAVY_IMPORTS, check_refused
 from support.paths import ROOT
 
 from mtr import __version__
@@ -17,19 +17,6 @@ from mtr.__main__ import with_json_target
 
 Mtr = Callable[..., tuple[int, str, str]]
 Write = Callable[..., Path]
-
-
-WITHOUT_HEAVY_IMPORTS = """
-import sys
-sys.argv = ["mtr", *sys.argv[1:]]
-from mtr.__main__ import main
-try:
-    main()
-except SystemExit as end:
-    code = end.code
-heavy = {"torch", "transformers", "datasets", "tokenizers", "peft", "accelerate", "pyarrow", "numpy"} & set(sys.modules)
-sys.exit(f"imported {sorted(heavy)}" if heavy else code)
-"""
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.commands import WITHOUT_HEAVY_IMPORTS
 from support.paths import QUICKSTART
 from support.rows import copy_tokenizer
 
@@ -60,18 +61,7 @@ BAD: dict[str, tuple[str, str]] = {
     "kind of plot": ("bench {recipe} --plot {tmp}/x.txt", "must end in .png, .svg or .pdf"),
     "option": ("train {recipe} --nonsense", "--nonsense"),
 }
-MEASURED = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-sys.argv = ["mtr", *sys.argv[1:]]
-from mtr.__main__ import main
-try:
-    main()
-except SystemExit as end:
-    code = end.code
-heavy = {"torch", "transformers", "datasets", "tokenizers", "peft", "accelerate", "pyarrow", "numpy"} & set(sys.modules)
-sys.exit(f"imported {sorted(heavy)}" if heavy else code)
-"""
+MEASURED = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n" + WITHOUT_HEAVY_IMPORTS
 
 
 @pytest.fixture

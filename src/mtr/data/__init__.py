@@ -3,5 +3,5 @@
 A row becomes a Conversation or a SkippedRow with its reason; no row is lost silently. The order of an epoch is a
 function of (seed, epoch).
 
-Imports: recipe, errors.
+Imports: recipe, files, errors.
 """

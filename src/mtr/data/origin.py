@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +47,3 @@ class Origin:
 def _status(path: str) -> tuple[int, int, int]:
     status = Path(path).stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of the file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mtr.data.lines import BLOCK, CompressedLines, JsonLines
-from mtr.data.origin import Origin, hash_file
+from mtr.data.origin import Origin
 from mtr.data.tables import Listed, Table, read_array, read_csv, read_parquet
 from mtr.errors import UserError, one_line
+from mtr.files import checksum
 from mtr.recipe.data_files import (
     COMPRESSED,
     check_kind,
@@ -104,11 +105,11 @@ def _read_file(path: Path, suffix: str | None, packed: bool) -> Rows:
     if suffix in (".jsonl", ".json"):
         return _open_json(path, suffix, packed)
     if suffix == ".csv":
-        origin = Origin.of_file(path, hash_file(path))
+        origin = Origin.of_file(path, checksum(path))
         with _unpacked(path) as file:
             return Listed(path, read_csv(path, file), origin)
     if suffix == ".parquet":
-        return Table(str(path), read_parquet(path), Origin.of_file(path, hash_file(path)))
+        return Table(str(path), read_parquet(path), Origin.of_file(path, checksum(path)))
     return _mapped(str(path), _map_arrow(path), None)
 
 
@@ -128,7 +129,7 @@ def _open_json(path: Path, suffix: str, packed: bool) -> Rows:
         raise UserError(f"{path}: UTF-16 text; save it as UTF-8")
     content = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if content[:1] == b"[" and suffix == ".json":
-        origin = Origin.of_file(path, hash_file(path))
+        origin = Origin.of_file(path, checksum(path))
         with _unpacked(path) as file:
             return Listed(path, read_array(path, file), origin)
     if suffix == ".json" and content[:1] == b"{" and content.splitlines()[0].strip() == b"{":

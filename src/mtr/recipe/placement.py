@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mtr.errors import UserError
+from mtr.recipe.data_files import is_pattern
 from mtr.recipe.sections import Recipe, Source
-
-_WILD = "*?["
 
 
 def check_placement(recipe: Recipe, recipe_file: Path | None = None) -> None:
@@ -71,9 +70,9 @@ def _data_in_danger(output_dir: Path, source: Source, key: str) -> Iterator[str]
 def _data_folder(source: Source) -> tuple[Path | None, bool]:
     """The folder that a local source is in, and whether folders inside it are searched too; None for the Hub."""
     path = Path(source.path).expanduser()
-    if any(c in source.path for c in _WILD) and not path.exists():
+    if is_pattern(source.path) and not path.exists():
         parts = path.parts
-        first = next(i for i, part in enumerate(parts) if any(c in part for c in _WILD))
+        first = next(i for i, part in enumerate(parts) if is_pattern(part))
         return Path(*parts[:first]) if first else Path.cwd(), "**" in parts or first < len(parts) - 1
     if path.is_dir():
         return path, True
