@@ -145,3 +145,36 @@ def test_a_model_measures_once_and_stays_exact(models: Callable[..., Path], capl
     assert len(tree_model.backends) == 1
     assert caplog.text.count("the fastest on the first pack") == 1
     assert np.allclose(hidden.numpy(), alone.numpy(), atol=1e-6)
+
+
+def fails_to_compile(*broken: Backend) -> Callable[..., float]:
+    def seconds(backend: Backend, *_: Any) -> float:
+        if backend in broken:
+            raise RuntimeError("out of resource: shared memory")
+        return 1.0
+
+    return seconds
+
+
+def test_a_candidate_that_does_not_run_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mtr.attention.choice, "_seconds", fails_to_compile("flex"))
+    caplog.set_level(logging.INFO, logger="mtr")
+    assert fastest(["flex", "varlen"], config(), tree_of(chat()), [FULL], BF16) == "varlen"
+    assert "flex is left out, it does not run here (RuntimeError: out of resource: shared memory)" in caplog.text
+
+
+def test_that_no_candidate_runs_is_told_with_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mtr.attention.choice, "_seconds", fails_to_compile("flex", "varlen"))
+    with pytest.raises(UserError, match=r"no backend runs here \(flex: RuntimeError.*; varlen: RuntimeError"):
+        fastest(["flex", "varlen"], config(), tree_of(chat()), [FULL], BF16)
+
+
+def test_memory_that_runs_out_is_no_reason_to_leave_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(*_: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(mtr.attention.choice, "_seconds", seconds)
+    with pytest.raises(torch.OutOfMemoryError):
+        fastest(["flex", "varlen"], config(), tree_of(chat()), [FULL], BF16)

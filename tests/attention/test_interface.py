@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from support.attention import run_flex_uncompiled
 from support.masks import plain_causal
 from support.models import EXACT, WITHOUT, chat, load
 from support.trees import view
-from torch.nn.attention.flex_attention import flex_attention
 
-import mtr.attention.flex
 import mtr.attention.interface
 from mtr.attention.choice import pad_to_multiple_of
 from mtr.attention.interface import use_tree_attention
@@ -65,11 +64,10 @@ def test_tree_equals_separate_passes(kind: str, backend: Backend, models: Callab
         assert worst_difference(load(models(kind)), backend) < 1e-6
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("kind", EXACT)
 def test_flex_equals_separate_passes(kind: str, models: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's own uncompiled flex attention: the mask, its padding and the arguments are what a GPU gets."""
-    monkeypatch.setattr(mtr.attention.flex, "_kernel", lambda: flex_attention)
+    """The graphs that a GPU's kernels are made from: the mask, its padding and the arguments are what it gets."""
+    run_flex_uncompiled(monkeypatch)
     assert worst_difference(load(models(kind)), "flex") < 1e-6
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support.attention import CASES, SPANS, difference, inputs, tree_of_one_chain
+from support.attention import CASES, SPANS, difference, inputs, tree_of_one_chain, with_plan
 from support.masks import random_chat, random_forest, tree_of
 from support.trees import DRAWING
 
 import mtr.attention.segment
-from mtr.attention.segment import segment_attention
+from mtr.attention.interface import attend
 from mtr.tree.mask import FULL, Span
 from mtr.tree.plan import tile_plan
 
@@ -76,8 +76,9 @@ def test_lower_precision_stays_near(name: str, dtype: torch.dtype, tolerance: fl
 def test_sinks_without_gradient() -> None:
     tree = tree_of(DRAWING)
     query, key, value, grad_out, sinks = inputs(CASES["sinks"], 7)
-    out = segment_attention(query.requires_grad_(), key, value, tile_plan(tree), 0.3, None, sinks)
-    (grad,) = torch.autograd.grad(out, [query], grad_out)
+    attention = with_plan(tree, FULL, "segment")
+    out = attend(attention, FULL, query.requires_grad_(), key, value, 0.3, None, sinks)
+    (grad,) = torch.autograd.grad(out, [query], grad_out.transpose(1, 2))
     assert grad.shape == query.shape
     assert sinks.grad is None
 
@@ -86,5 +87,5 @@ def test_inputs_stay_as_they_are() -> None:
     given = inputs(CASES["sinks"], 7)
     query, key, value, _, sinks = given
     before = [x.clone() for x in given]
-    segment_attention(query, key, value, tile_plan(tree_of(DRAWING)), 0.3, None, sinks)
+    attend(with_plan(tree_of(DRAWING), FULL, "segment"), FULL, query, key, value, 0.3, None, sinks)
     assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))

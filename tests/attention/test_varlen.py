@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import support.attention
 import torch
-from support.attention import CASES, SPANS, Case, difference_to_dense, inputs, tree_of_one_chain
+from support.attention import CASES, SPANS, Case, inputs, tree_of_one_chain, with_plan
 from support.masks import random_chat, random_forest, tree_of
 from support.trees import DRAWING
-from torch import Tensor
 
 import mtr.attention.varlen
-from mtr.attention.varlen import varlen_attention
+from mtr.attention.interface import attend
 from mtr.tree.mask import FULL, Span, Tree
 from mtr.tree.plan import VarlenPlan, varlen_plan
 
@@ -24,12 +24,7 @@ WITHOUT_CAP = {name: case for name, case in CASES.items() if case.softcap is Non
 def difference(
     tree: Tree, span: Span, case: Case, plan: VarlenPlan | None = None, dtype: torch.dtype = torch.float64
 ) -> dict[str, float]:
-    rows = varlen_plan(tree, span) if plan is None else plan
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None) -> Tensor:
-        return varlen_attention(q, k, v, rows, scale, sinks).transpose(1, 2)
-
-    return difference_to_dense(attend, tree, span, case, dtype)
+    return support.attention.difference(tree, span, case, plan, dtype, "varlen")
 
 
 @pytest.mark.parametrize("span", SPANS, ids=str)
@@ -90,7 +85,8 @@ def test_a_gradient_that_leaves_the_sink_out_is_seen(monkeypatch: pytest.MonkeyP
 
 def test_sinks_without_gradient() -> None:
     query, key, value, grad_out, sinks = inputs(CASES["sinks"], 7)
-    out = varlen_attention(query.requires_grad_(), key, value, varlen_plan(tree_of(DRAWING)), 0.3, sinks)
+    attention = with_plan(tree_of(DRAWING), FULL, "varlen")
+    out = attend(attention, FULL, query.requires_grad_(), key, value, 0.3, None, sinks)
     (grad,) = torch.autograd.grad(out, [query], grad_out.transpose(1, 2))
     assert grad.shape == query.shape
     assert sinks.grad is None

@@ -10,7 +10,6 @@ import transformers
 from support.masks import plain_causal
 from support.models import EXACT, tiny_config
 
-import mtr.attention.flex
 import mtr.attention.interface
 from mtr.attention.layers import refusal
 from mtr.errors import UserError

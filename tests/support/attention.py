@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
-from mtr.attention.segment import segment_attention
+import mtr.attention.flex_kernels
+from mtr.attention.flex import flex_mask
+from mtr.attention.interface import attend
+from mtr.attention.masks import TreeAttention
+from mtr.recipe.sections import Backend
 from mtr.tree.mask import FULL, Span, Tree, dense_mask
-from mtr.tree.plan import Tile, tile_plan
+from mtr.tree.plan import tile_plan, varlen_plan
 
 SPANS = [FULL, Span("sliding", 2), Span("sliding", 9), Span("sliding", 70), Span("chunked", 8), Span("chunked", 90)]
 
@@ -73,17 +79,23 @@ def results(attend: Callable[..., Tensor], given: list[Tensor]) -> dict[str, Ten
     return dict(zip(("out", "query", "key", "value", "sinks"), (out.detach(), *grads), strict=False))
 
 
-def difference_to_dense(
-    attend: Callable[..., Tensor], tree: Tree, span: Span, case: Case, dtype: torch.dtype = torch.float64
+def difference(
+    tree: Tree,
+    span: Span,
+    case: Case,
+    plan: Any = None,
+    dtype: torch.dtype = torch.float64,
+    backend: Backend = "segment",
 ) -> dict[str, float]:
     """Of the output and each gradient to the float64 reference, relative to the largest element.
 
     Args:
-        attend: query, key, value, scale, sinks -> output, [1, H, T, E].
+        plan: or mask, in place of the one that the tree would get.
     """
-    given = inputs(case, len(tree.subtree_end), dtype)
+    given = [x.to(tree.subtree_end.device) for x in inputs(case, len(tree.subtree_end), dtype)]
     mask, scale = dense_mask(tree, span), 1.7 * case.key_size**-0.5
-    ours = results(lambda q, k, v, s: attend(q, k, v, scale, s), given)
+    attention = with_plan(tree, span, backend, plan)
+    ours = results(lambda q, k, v, s: attend(attention, span, q, k, v, scale, case.softcap, s).transpose(1, 2), given)
     theirs = results(
         lambda q, k, v, s: dense_attention(q, k, v, mask, scale, case.softcap, s), [x.double() for x in given]
     )
@@ -92,15 +104,35 @@ def difference_to_dense(
     return {name: float((ours[name] - x).abs().max() / x.abs().max()) for name, x in theirs.items()}
 
 
-def difference(
-    tree: Tree, span: Span, case: Case, plan: list[Tile] | None = None, dtype: torch.dtype = torch.float64
-) -> dict[str, float]:
-    tiles = tile_plan(tree, span) if plan is None else plan
+def with_plan(tree: Tree, span: Span, backend: Backend, plan: Any = None) -> TreeAttention:
+    """A pack's attention that holds this plan or mask already."""
+    attention = TreeAttention(tree, [span], backend)
+    keys: dict[str, tuple[Any, ...]] = {
+        "segment": (tile_plan, span),
+        "varlen": (varlen_plan, span),
+        "flex": (flex_mask, span),
+    }
+    if plan is not None:
+        attention._made[keys[backend]] = plan
+    return attention
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, sinks: Tensor | None) -> Tensor:
-        return segment_attention(q, k, v, tiles, scale, case.softcap, sinks)
 
-    return difference_to_dense(attend, tree, span, case, dtype)
+def run_flex_uncompiled(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """Flex's graphs, which only a GPU compiles, run operator by operator; they are appended to the list returned."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+
+        def run(*tensors: Tensor) -> Any:
+            with ThreadPoolExecutor(1) as beside:  # operators have no vmap, which torch's dense flex attention uses
+                return beside.submit(torch.no_grad()(graph), *tensors).result()
+
+        return run
+
+    monkeypatch.setattr(mtr.attention.flex_kernels, "_compile", keep)
+    monkeypatch.setattr(mtr.attention.flex_kernels, "_kernels", {})
+    return graphs
 
 
 def tree_of_one_chain(length: int) -> Tree:

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from mtr.attention.interface import FLEX_BLOCK, attend
-from mtr.attention.layers import HeadShapes, head_shapes
+from mtr.attention.flex import FLEX_BLOCK
+from mtr.attention.interface import attend
+from mtr.attention.layers import head_shapes, score_scale
 from mtr.attention.masks import TreeAttention
 from mtr.attention.varlen import MAX_HEAD_SIZE
 from mtr.console import labelled
@@ -89,18 +90,35 @@ def _beyond_varlen(config: Any, dtype: torch.dtype) -> str | None:
 def fastest(
     candidates: Sequence[Backend], config: Any, tree: Tree, spans: Sequence[Span], dtype: torch.dtype
 ) -> Backend:
-    """The candidate that is fastest on this tree, forward and backward, summed over all layers."""
+    """The candidate that is fastest on this tree, forward and backward, summed over all layers.
+
+    A candidate that does not compile or run here is left out with a note.
+
+    Raises:
+        UserError: none of them runs.
+        torch.OutOfMemoryError: of the device.
+    """
     if len(candidates) == 1:
         return candidates[0]
     if "varlen" in candidates:
         activate_flash_attention()
-    shapes, device = head_shapes(config), tree.subtree_end.device
-    seconds = {
-        backend: sum(
-            layers * _seconds(backend, tree, span, shapes, dtype, device) for span, layers in Counter(spans).items()
-        )
-        for backend in candidates
-    }
+    device = tree.subtree_end.device
+    seconds: dict[Backend, float] = {}
+    failed: dict[Backend, str] = {}
+    for backend in candidates:
+        try:
+            seconds[backend] = sum(
+                layers * _seconds(backend, tree, span, config, dtype, device) for span, layers in Counter(spans).items()
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a compiler's, a kernel's or a driver's: the others may do without
+            failed[backend] = f"{type(error).__name__}: {one_line(error, 300)}"
+    if not seconds:
+        reasons = "; ".join(f"{backend}: {reason}" for backend, reason in failed.items())
+        raise UserError(f"model.attention: no backend runs here ({reasons}); attention: sdpa or eager may, slowly")
+    for backend, reason in failed.items():
+        log.warning(labelled("note", f"attention: {backend} is left out, it does not run here ({reason})"))
     best = min(seconds, key=lambda backend: seconds[backend])
     measured = ", ".join(f"{backend} {1e3 * value:.1f} ms" for backend, value in seconds.items())
     text = f"{best}: the fastest on the first pack of {len(tree.parent):,} tokens ({measured})"
@@ -108,11 +126,14 @@ def fastest(
     return best
 
 
-def _seconds(
-    backend: Backend, tree: Tree, span: Span, shapes: HeadShapes, dtype: torch.dtype, device: torch.device
-) -> float:
-    """Seconds of one layer's attention: the minimum of several calls, the first of which compiles."""
-    made = TreeAttention(tree, [span], backend)
+def _seconds(backend: Backend, tree: Tree, span: Span, config: Any, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of one layer's attention: the minimum of several calls, the first of which compiles.
+
+    With the scale, soft cap and sinks of the model, so that flex compiles what the model itself runs.
+    """
+    made, shapes = TreeAttention(tree, [span], backend), head_shapes(config)
+    scale, softcap = score_scale(config), getattr(config, "attn_logit_softcapping", None)
+    sinks = torch.zeros(shapes.heads, device=device) if config.model_type == "gpt_oss" else None
     length = len(tree.parent)
     sizes = [
         (shapes.heads, shapes.key_size),
@@ -123,7 +144,7 @@ def _seconds(
 
     @torch.enable_grad()
     def run() -> None:
-        out = attend(made, span, query, key, value, shapes.key_size**-0.5)
+        out = attend(made, span, query, key, value, scale, softcap, sinks)
         torch.autograd.grad(out, (query, key, value), torch.ones_like(out))
 
     return min(_timed(run, device) for _ in range(_REPEATS + 1))

@@ -15,32 +15,34 @@ model would make itself, and picks the mask of its layer:
 
 from __future__ import annotations
 
-import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from mtr.attention.flex import flex_tree_attention
-from mtr.attention.masks import TreeAttention
-from mtr.attention.model_parts import base_model
-from mtr.attention.segment import segment_attention
-from mtr.attention.varlen import varlen_attention
+from mtr.attention.dense import own_attention, sdpa_attention
+from mtr.attention.flex import flex_backward, flex_forward, flex_mask
+from mtr.attention.layers import layer_spans
+from mtr.attention.masks import TreeAttention, TreeHandle, distinct
+from mtr.attention.model_parts import base_model, text_config
+from mtr.attention.op import BACKWARD, FORWARD, tree_attention
+from mtr.attention.segment import segment_backward, segment_forward
+from mtr.attention.varlen import varlen_backward, varlen_forward
 from mtr.errors import UserError
-from mtr.tree.mask import Span, Tree, block_mask, dense_mask
+from mtr.tree.mask import Span
 from mtr.tree.plan import tile_plan, varlen_plan
 
 IMPLEMENTATION = "mtr_tree"
 """The name under which transformers knows the attention function."""
 
-FLEX_BLOCK = 128
-"""Queries and keys of a block of the block mask; packs for flex are padded to a multiple of it."""
+
+# --- the operator's kernels -------------------------------------------------------------------------------------------
 
 
 def attend(
-    tree: TreeAttention,
+    attention: TreeAttention,
     span: Span,
     query: Tensor,
     key: Tensor,
@@ -59,27 +61,113 @@ def attend(
     Returns:
         [1, T, H, E]
     """
-    match tree.backend:
+    if attention.backend == "sdpa":
+        assert softcap is None, "sdpa has no soft cap"
+        assert sinks is None, "sdpa has no sinks"
+        return sdpa_attention(attention, span, query, key, value, scale)
+    handle = TreeHandle(attention).tensor
+    return tree_attention(query, key, value, handle, attention.spans.index(span), scale, softcap, sinks)
+
+
+def forward(
+    attention: TreeAttention,
+    span: Span,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """out [1, T, H, E] and its log-sum-exp [1, H, T], by the pack's backend."""
+    match attention.backend:
         case "segment":
-            return segment_attention(query, key, value, tree.make(tile_plan, span), scale, softcap, sinks).transpose(
-                1, 2
-            )
+            return segment_forward(query, key, value, attention.make(tile_plan, span), scale, softcap, sinks)
         case "flex":
-            mask = tree.make(block_mask, span, FLEX_BLOCK)
-            return flex_tree_attention(query, key, value, mask, scale, softcap, sinks).transpose(1, 2)
+            return flex_forward(query, key, value, attention.make(flex_mask, span), scale, softcap, sinks)
         case "varlen":
             assert softcap is None, "varlen has no soft cap"
-            return varlen_attention(query, key, value, tree.make(varlen_plan, span), scale, sinks)
-        case "sdpa":
-            assert softcap is None, "sdpa has no soft cap"
-            assert sinks is None, "sdpa has no sinks"
-            mask, groups = tree.make(dense_mask, span)[None, None], query.shape[1] // key.shape[1]
-            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-            return scaled_dot_product_attention(query, key, value, mask, scale=scale).transpose(1, 2)
-    raise AssertionError(f"{tree.backend} is the model's own function")
+            return varlen_forward(query, key, value, attention.make(varlen_plan, span), scale, sinks)
+    raise AssertionError(f"{attention.backend} has no kernel of ours")
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+def backward(
+    attention: TreeAttention,
+    span: Span,
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, given that of `out`."""
+    given = (grad_out, query, key, value, out, lse)
+    match attention.backend:
+        case "segment":
+            return segment_backward(*given, attention.make(tile_plan, span), scale, softcap)
+        case "flex":
+            return flex_backward(*given, attention.make(flex_mask, span), scale, softcap)
+        case "varlen":
+            return varlen_backward(*given, attention.make(varlen_plan, span), scale)
+    raise AssertionError(f"{attention.backend} has no kernel of ours")
+
+
+@torch.library.impl(FORWARD, "default")
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    handle: Tensor,
+    span: int,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    attention = TreeHandle.attention(handle)
+    attention.calls += 1
+    with _without_autocast(query):
+        out, lse = forward(attention, attention.spans[span], query, key, value, scale, softcap, sinks)
+    return out.contiguous(), lse
+
+
+@torch.library.impl(BACKWARD, "default")
+def _backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    handle: Tensor,
+    span: int,
+    scale: float,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    attention = TreeHandle.attention(handle)
+    with _without_autocast(query):
+        grads = backward(attention, attention.spans[span], grad_out, query, key, value, out, lse, scale, softcap)
+    grad_query, grad_key, grad_value = (_by_token(grad, query.dtype) for grad in grads)
+    return grad_query, grad_key, grad_value
+
+
+def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _by_token(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[1, heads, T, D] with the memory of [1, T, heads, D], as projections want it."""
+    x = x.transpose(1, 2)
+    x = x.to(dtype, memory_format=torch.contiguous_format) if x.dtype != dtype else x.contiguous()
+    return x.transpose(1, 2)
+
+
+# --- transformers -----------------------------------------------------------------------------------------------------
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -90,38 +178,42 @@ def _attend(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    tree: TreeAttention | None = None,
+    tree: TreeHandle | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D]"""
+    """query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D]
+
+    torch.compile traces it: of `tree` only the tensor differs between the packs of a run.
+    """
     name = type(module).__name__
     if tree is None:
         raise UserError(f"{name} does not hand keyword arguments on to attention, so the tree mask would be lost")
-    tree.calls += 1
-    span = tree.spans[getattr(module, "layer_idx", 0) or 0]
     window = others.pop("sliding_window", None)
-    assert window is None or span == Span("sliding", window), f"{name}: window {window}, expected {span}"
+    assert window is None or window == getattr(module, "mtr_window", 0), f"{name}: another window, {window}"
+    index: int = getattr(module, "mtr_span", 0)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if tree.backend == "eager":
-        mask = tree.make(_additive_mask, span, query.dtype)
-        own = sys.modules[type(module).__module__].eager_attention_forward
-        extra = {k: v for k, v in {"softcap": softcap, "s_aux": s_aux}.items() if v is not None}
-        out, _ = own(module, query, key, value, mask, scaling=scale, dropout=0.0, **extra, **others)
-    else:
-        query, key = (
-            query.to(value.dtype),
-            key.to(value.dtype),
-        )  # autocast leaves norms and rotary embeddings in float32
-        out = attend(tree, span, query, key, value, scale, softcap, s_aux)
-    return out.contiguous(), None
+        options = {k: v for k, v in {"softcap": softcap, "s_aux": s_aux}.items() if v is not None}
+        return _eager(tree.tensor, index, module, query, key, value, scaling=scale, **options, **others), None
+    # autocast leaves norms and rotary embeddings in float32
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    if tree.backend == "sdpa":
+        return _sdpa(tree.tensor, index, query, key, value, scale, softcap, s_aux), None
+    return tree_attention(query, key, value, tree.tensor, index, scale, softcap, s_aux), None
 
 
-def _additive_mask(tree: Tree, span: Span, dtype: torch.dtype) -> Tensor:
-    """[1, 1, T, T]: eager attention adds its mask."""
-    dense = dense_mask(tree, span)
-    return torch.zeros(dense.shape, dtype=dtype, device=dense.device).masked_fill_(~dense, torch.finfo(dtype).min)[
-        None, None
-    ]
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _sdpa(handle: Tensor, index: int, *arguments: Any) -> Tensor:
+    attention = TreeHandle.attention(handle)
+    attention.calls += 1
+    return attend(attention, attention.spans[index], *arguments).contiguous()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _eager(handle: Tensor, index: int, *arguments: Any, **options: Any) -> Tensor:
+    attention = TreeHandle.attention(handle)
+    attention.calls += 1
+    return own_attention(attention, attention.spans[index], *arguments, **options).contiguous()
 
 
 AttentionInterface.register(IMPLEMENTATION, _attend)
@@ -134,4 +226,13 @@ def use_own_attention(model: Any) -> None:
 
 
 def use_tree_attention(model: Any) -> None:
-    base_model(model).set_attn_implementation(IMPLEMENTATION)
+    """Attention over the tree that the decoder is handed; each layer is told which of the model's spans is its own."""
+    base = base_model(model)
+    base.set_attn_implementation(IMPLEMENTATION)
+    spans = layer_spans(text_config(base.config))
+    for module in base.modules():
+        number = getattr(module, "layer_idx", None)
+        if isinstance(number, int) and number < len(spans):
+            span = spans[number]
+            module.mtr_span = distinct(spans).index(span)
+            module.mtr_window = span.size if span.kind == "sliding" else 0

@@ -27,6 +27,13 @@ def head_shapes(config: Any) -> HeadShapes:
     return HeadShapes(heads, getattr(config, "num_key_value_heads", None) or heads, size, size)
 
 
+def score_scale(config: Any) -> float:
+    """By which a layer multiplies its scores, where the config tells; else the usual one of its head size."""
+    if multiplier := getattr(config, "attention_multiplier", None):
+        return float(multiplier)
+    return float((getattr(config, "query_pre_attn_scalar", None) or head_shapes(config).key_size) ** -0.5)
+
+
 def layer_spans(config: Any) -> list[Span]:
     """How far each layer sees, from a text model's config. Assumes `refusal(config)` found nothing."""
     window = getattr(config, "sliding_window", None)

@@ -11,7 +11,7 @@ Shapes: H query heads, K key heads (H a multiple of K), T tokens, D head size, E
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class _Rows(NamedTuple):
     lse: Tensor
 
 
-def segment_attention(
+def segment_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -44,7 +44,7 @@ def segment_attention(
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Attention of a tree on the CPU.
 
     Args:
@@ -56,69 +56,64 @@ def segment_attention(
         sinks: [H] logits that take part in the softmax and carry no value
 
     Returns:
-        [1, H, T, E]
+        [1, T, H, E], and the log-sum-exp of each row's scores and sink, [1, H, T].
     """
-    width = value.shape[-1]
-    size = max(query.shape[-1], width)
-    if query.shape[-1] != width:  # MLA: one head size for the kernel; zeros change neither scores nor values
-        query, key, value = (pad(x, (0, size - x.shape[-1])) for x in (query, key, value))
-    out: Tensor = _SegmentAttention.apply(query, key, value, sinks, plan, _Options(scale, softcap))  # type: ignore[no-untyped-call]
-    return out[..., :width]
+    width, options = value.shape[-1], _Options(scale, softcap)
+    query, key, value = _of_one_size(query, key, value)
+    dtype = _accumulator(query.dtype)
+    by_token = query.new_empty((1, query.shape[2], query.shape[1], query.shape[3]), dtype=dtype)
+    out, lse = by_token.transpose(1, 2), query.new_empty(query.shape[:-1], dtype=dtype)
+    for tile in plan:
+        part, part_lse = _attend(query[:, :, tile.start : tile.end], key, value, tile, options)
+        rows_out, rows_lse = out[:, :, tile.start : tile.end], lse[:, :, tile.start : tile.end]
+        if tile.own:
+            rows_out.copy_(part)
+            rows_lse.copy_(part_lse)
+            continue
+        total = torch.logaddexp(rows_lse, part_lse)
+        rows_out.mul_((rows_lse - total).exp_().unsqueeze(-1))
+        rows_out.addcmul_(part, (part_lse - total).exp_().unsqueeze(-1))
+        rows_lse.copy_(total)
+    if sinks is not None:
+        with_sinks = torch.logaddexp(lse, sinks.to(lse.dtype).view(1, -1, 1))
+        out.mul_((lse - with_sinks).exp_().unsqueeze(-1))
+        lse = with_sinks
+    return by_token[..., :width].to(query.dtype), lse
 
 
-class _SegmentAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        sinks: Tensor | None,
-        plan: Sequence[Tile],
-        options: _Options,
-    ) -> Tensor:
-        dtype = _accumulator(query.dtype)
-        out = query.new_empty((1, query.shape[2], query.shape[1], query.shape[3]), dtype=dtype).transpose(1, 2)
-        lse = query.new_empty(query.shape[:-1], dtype=dtype)
-        for tile in plan:
-            part, part_lse = _attend(query[:, :, tile.start : tile.end], key, value, tile, options)
-            rows_out, rows_lse = out[:, :, tile.start : tile.end], lse[:, :, tile.start : tile.end]
-            if tile.own:
-                rows_out.copy_(part)
-                rows_lse.copy_(part_lse)
-                continue
-            total = torch.logaddexp(rows_lse, part_lse)
-            rows_out.mul_((rows_lse - total).exp_().unsqueeze(-1))
-            rows_out.addcmul_(part, (part_lse - total).exp_().unsqueeze(-1))
-            rows_lse.copy_(total)
-        if sinks is not None:
-            with_sinks = torch.logaddexp(lse, sinks.to(lse.dtype).view(1, -1, 1))
-            out.mul_((lse - with_sinks).exp_().unsqueeze(-1))
-            lse = with_sinks
-        out = out.to(query.dtype)
-        ctx.save_for_backward(query, key, value, sinks, out, lse)
-        ctx.plan, ctx.options = plan, options
-        return out
+def segment_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: Sequence[Tile],
+    scale: float,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, in the dtype of `lse`; `grad_out` and `out` are [1, T, H, E]."""
+    options, sizes = _Options(scale, softcap), [x.shape[-1] for x in (query, key, value)]
+    query, key, value, out, grad_out = _of_one_size(query, key, value, out, grad_out)
+    out, grad_out = out.transpose(1, 2), grad_out.transpose(1, 2)
+    grads = [x.new_empty(x.shape, dtype=lse.dtype) for x in (query, key, value)]
+    for tile in plan:
+        rows, keys = slice(tile.start, tile.end), slice(tile.key_start, tile.key_end)
+        at_rows = _Rows(*(x[:, :, rows] for x in (grad_out, query, out, lse)))
+        parts = _attend_backward(at_rows, key, value, tile, options)
+        for grad, part, at in zip(grads, parts, (rows, keys, keys), strict=True):
+            if tile.own:  # own tiles come first and initialize the output
+                grad[:, :, at] = part
+            else:
+                grad[:, :, at] += part
+    grad_query, grad_key, grad_value = (grad[..., :size] for grad, size in zip(grads, sizes, strict=True))
+    return grad_query, grad_key, grad_value
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_out,) = grad_outputs
-        query, key, value, sinks, out, lse = ctx.saved_tensors
-        grads = [x.new_empty(x.shape, dtype=lse.dtype) for x in (query, key, value)]
-        for tile in ctx.plan:
-            rows, keys = slice(tile.start, tile.end), slice(tile.key_start, tile.key_end)
-            at_rows = _Rows(*(x[:, :, rows] for x in (grad_out, query, out, lse)))
-            parts = _attend_backward(at_rows, key, value, tile, ctx.options)
-            for grad, part, at in zip(grads, parts, (rows, keys, keys), strict=True):
-                if tile.own:  # own tiles come first and initialize the output
-                    grad[:, :, at] = part
-                else:
-                    grad[:, :, at] += part
-        grad_sinks = None
-        if sinks is not None and ctx.needs_input_grad[3]:
-            share = (sinks.to(lse.dtype).view(1, -1, 1) - lse).exp()
-            grad_sinks = -(share * (grad_out * out).sum(-1, dtype=lse.dtype)).sum((0, 2)).to(sinks.dtype)
-        return (*(grad.to(query.dtype) for grad in grads), grad_sinks, None, None)
+
+def _of_one_size(*given: Tensor) -> tuple[Tensor, ...]:
+    """The kernel has one head size for keys and values, which latent attention (MLA) has not; zeros change nothing."""
+    size = max(x.shape[-1] for x in given)
+    return tuple(x if x.shape[-1] == size else pad(x, (0, size - x.shape[-1])) for x in given)
 
 
 def _is_causal(tile: Tile) -> bool:

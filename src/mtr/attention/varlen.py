@@ -32,9 +32,9 @@ MAX_HEAD_SIZE = 256
 """The largest head size of FlashAttention's kernels."""
 
 
-def varlen_attention(
+def varlen_forward(
     query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, scale: float, sinks: Tensor | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Attention of a tree.
 
     Args:
@@ -45,54 +45,57 @@ def varlen_attention(
         sinks: [H] logits that take part in the softmax and carry no value
 
     Returns:
-        [1, T, H, E]
+        [1, T, H, E], and the log-sum-exp of each row's scores and sink, [1, H, T].
     """
-    width = value.shape[-1]
-    size = (
-        -(-max(query.shape[-1], width) // 8) * 8
-    )  # the kernel has one head size, a multiple of 8; zeros change nothing
-    rows = (pad(x[0].transpose(0, 1), (0, size - x.shape[-1])) for x in (query, key, value))
-    out: Tensor = _VarlenAttention.apply(*rows, sinks, plan, scale)  # type: ignore[no-untyped-call]
-    return out[None, ..., :width]
+    width, size = value.shape[-1], _kernel_size(query, value)
+    kernel = _flash if query.is_cuda else _reference
+    rows, keys, values = (_rows_of(x, size) for x in (query, key, value))
+    out, lse = kernel(rows, keys[plan.kv_index], values[plan.kv_index], plan, scale)
+    if sinks is not None:
+        with_sinks = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
+        out = (out * (lse - with_sinks).exp().T.unsqueeze(-1)).to(out.dtype)
+        lse = with_sinks
+    return out[None, ..., :width], lse[None]
+
+
+def varlen_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: VarlenPlan,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; `grad_out` and `out` are [1, T, H, E]."""
+    size = _kernel_size(query, value)
+    kernel = _flash_backward if query.is_cuda else _reference_backward
+    grads_out, outs = (_widened(x[0], size).contiguous() for x in (grad_out, out))
+    result = _Result(grads_out, outs, lse[0])
+    rows, keys, values = (_rows_of(x, size) for x in (query, key, value))
+    grad_query, *grads = kernel(result, rows, keys[plan.kv_index], values[plan.kv_index], plan, scale)
+    grad_key, grad_value = (
+        x.new_zeros(x.shape, dtype=lse.dtype).index_add_(0, plan.kv_index, grad.to(lse.dtype)).to(x.dtype)
+        for x, grad in zip((keys, values), grads, strict=True)
+    )
+    given = zip((grad_query, grad_key, grad_value), (query, key, value), strict=True)
+    return tuple(grad[None, ..., : x.shape[-1]].transpose(1, 2) for grad, x in given)  # type: ignore[return-value]
+
+
+def _kernel_size(query: Tensor, value: Tensor) -> int:
+    """The kernel has one head size, a multiple of 8."""
+    return -(-max(query.shape[-1], value.shape[-1]) // 8) * 8
+
+
+def _rows_of(x: Tensor, size: int) -> Tensor:
+    """[1, heads, T, D] -> [T, heads, size]"""
+    return _widened(x[0].transpose(0, 1), size)
 
 
 def _widened(x: Tensor, size: int) -> Tensor:
     """Zeros change neither scores nor values."""
     return x if x.shape[-1] == size else pad(x, (0, size - x.shape[-1]))
-
-
-class _VarlenAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, plan: VarlenPlan, scale: float
-    ) -> Tensor:
-        kernel = _flash if query.is_cuda else _reference
-        out, lse = kernel(query, key[plan.kv_index], value[plan.kv_index], plan, scale)
-        if sinks is not None:
-            with_sinks = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
-            out = (out * (lse - with_sinks).exp().T.unsqueeze(-1)).to(out.dtype)
-            lse = with_sinks
-        ctx.save_for_backward(query, key, value, sinks, out, lse)
-        ctx.plan, ctx.scale = plan, scale
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_out,) = grad_outputs
-        query, key, value, sinks, out, lse = ctx.saved_tensors
-        plan: VarlenPlan = ctx.plan
-        kernel = _flash_backward if query.is_cuda else _reference_backward
-        result = _Result(grad_out.contiguous(), out, lse)
-        grad_query, *grads = kernel(result, query, key[plan.kv_index], value[plan.kv_index], plan, ctx.scale)
-        grad_key, grad_value = (
-            x.new_zeros(x.shape, dtype=lse.dtype).index_add_(0, plan.kv_index, grad.to(lse.dtype)).to(x.dtype)
-            for x, grad in zip((key, value), grads, strict=True)
-        )
-        grad_sinks = None
-        if sinks is not None and ctx.needs_input_grad[3]:
-            share = (sinks.to(lse.dtype)[:, None] - lse).exp()
-            grad_sinks = -(share * (grad_out * out).sum(-1, dtype=lse.dtype).T).sum(1).to(sinks.dtype)
-        return grad_query, grad_key, grad_value, grad_sinks, None, None
 
 
 class _Result(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtr.attention.layers import layer_spans
-from mtr.attention.masks import TreeAttention
+from mtr.attention.masks import TreeAttention, TreeHandle
 from mtr.attention.model_parts import base_model, decoder, text_config
 from mtr.errors import UserError
 from mtr.model.loss import chunk_size, weighted_nll
@@ -48,11 +48,11 @@ class TreeModel(nn.Module):
             assert self._choose is not None
             config = text_config(base_model(self.model).config)
             self.backends = (self._choose(self.backends, config, batch.tree, self.spans, self._compute_dtype()),)
-        tree = TreeAttention(batch.tree, self.spans, self.backends[0])
+        attention = TreeAttention(batch.tree, self.spans, self.backends[0])
         output = decoder(self.model)(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, tree=tree
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, tree=TreeHandle(attention)
         ).last_hidden_state[0]
-        if not tree.calls:
+        if not attention.calls and _is_computed(output):
             raise UserError(
                 "its attention does not go through transformers' attention interface, so no mask reaches it"
             )
@@ -84,6 +84,11 @@ class TreeModel(nn.Module):
         if touch or batch is None:
             loss = loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return loss
+
+
+def _is_computed(x: Tensor) -> bool:
+    """Meta and fake tensors have shapes only: attention's operator does not run."""
+    return not x.is_meta and type(x) is Tensor
 
 
 class OutputHead:

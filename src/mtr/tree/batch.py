@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +44,16 @@ class Batch:
         return Tree(self.subtree_end, self.position_ids[0], self.parent)
 
     def to(self, device: torch.device) -> Batch:
-        tensors = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return Batch(**{**vars(self), **tensors})
+        """On the device. From pinned memory the host does not wait for the copy, nor for what the device does first."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """In pages that CUDA can copy from by itself."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        changed = {k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Batch(**{**vars(self), **changed})
 
 
 def build_batch(pack: Pack, pad_to_multiple_of: int = 1, pad_token_id: int = 0) -> Batch:

@@ -52,20 +52,29 @@ class Tree:
     """[T] on the host; -1 at a root"""
 
 
-def mask_mod(tree: Tree, span: Span = FULL) -> MaskMod:
-    """The predicate, in FlexAttention's signature."""
-    end, position = tree.subtree_end, tree.position_ids
+def predicate(span: Span = FULL) -> Callable[..., Tensor]:
+    """Of (b, h, q, k, subtree_end, position_ids): a token sees itself and its ancestors, as far as the span goes."""
 
-    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor, end: Tensor, position: Tensor) -> Tensor:
         return (k <= q) & (q < end[k])
 
-    def within_window(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible(b, h, q, k) & (position[q] - position[k] < span.size)
+    def within_window(b: Tensor, h: Tensor, q: Tensor, k: Tensor, end: Tensor, position: Tensor) -> Tensor:
+        return visible(b, h, q, k, end, position) & (position[q] - position[k] < span.size)
 
-    def within_chunk(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible(b, h, q, k) & (position[q] // span.size == position[k] // span.size)
+    def within_chunk(b: Tensor, h: Tensor, q: Tensor, k: Tensor, end: Tensor, position: Tensor) -> Tensor:
+        return visible(b, h, q, k, end, position) & (position[q] // span.size == position[k] // span.size)
 
     return {"full": visible, "sliding": within_window, "chunked": within_chunk}[span.kind]
+
+
+def mask_mod(tree: Tree, span: Span = FULL) -> MaskMod:
+    """The predicate of one tree, in FlexAttention's signature."""
+    visible = predicate(span)
+
+    def of_tree(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return visible(b, h, q, k, tree.subtree_end, tree.position_ids)
+
+    return of_tree
 
 
 def dense_mask(tree: Tree, span: Span = FULL) -> Tensor:
@@ -102,12 +111,20 @@ def block_mask(tree: Tree, span: Span = FULL, block_size: int = 128) -> BlockMas
             low, high = low // span.size, high // span.size
             some &= (low[:, None] <= high[None, :]) & (low[None, :] <= high[:, None])
             every &= (low[:, None] == high[None, :]) & (high[:, None] == low[None, :])
-    return BlockMask.from_kv_blocks(
-        *_ordered(some & ~every),
-        *_ordered(every & some),
-        BLOCK_SIZE=block_size,
-        mask_mod=mask_mod(tree, span),
+    partial, whole = some & ~every, every & some
+    kv, full_kv, q, full_q = (_ordered(x) for x in (partial, whole, partial.T, whole.T))
+    return BlockMask(
         seq_lengths=(length, length),
+        kv_num_blocks=kv[0],
+        kv_indices=kv[1],
+        full_kv_num_blocks=full_kv[0],
+        full_kv_indices=full_kv[1],
+        q_num_blocks=q[0],
+        q_indices=q[1],
+        full_q_num_blocks=full_q[0],
+        full_q_indices=full_q[1],
+        BLOCK_SIZE=(block_size, block_size),
+        mask_mod=mask_mod(tree, span),
     )
 
 

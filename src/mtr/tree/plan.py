@@ -18,10 +18,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mtr.tree.layout import Ints
@@ -123,11 +124,15 @@ def varlen_plan(tree: Tree, span: Span = FULL) -> VarlenPlan:
             num_k.append(sum(piece.end - piece.start for piece in path))
             keys += [np.arange(piece.start, piece.end) for piece in path]
     device = tree.subtree_end.device
-    cu_seq_q, cu_seq_k = (torch.from_numpy(np.cumsum([0, *n]).astype(np.int32)).to(device) for n in (num_q, num_k))
+    cu_seq_q, cu_seq_k = (_on(device, np.cumsum([0, *n]).astype(np.int32)) for n in (num_q, num_k))
     window = span.size if span.kind == "sliding" else 0
-    return VarlenPlan(
-        cu_seq_q, cu_seq_k, torch.from_numpy(np.concatenate(keys)).to(device), max(num_q), max(num_k), window
-    )
+    return VarlenPlan(cu_seq_q, cu_seq_k, _on(device, np.concatenate(keys)), max(num_q), max(num_k), window)
+
+
+def _on(device: torch.device, values: NDArray[Any]) -> Tensor:
+    """On the device. The host does not wait for a copy to CUDA, nor for what the device does first."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 # --- tiles ------------------------------------------------------------------------------------------------------------
