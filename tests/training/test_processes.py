@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from support.runs import good_checkpoint
 from mtr.model.flops import cost_of
 from mtr.recipe.loading import load_recipe
 from mtr.training.loop import train
+from mtr.training.processes import leave
 from mtr.tree.layout import View, merge
 from mtr.tree.packing import BY_TOKENS, Cost, build_packs, idle_pack, imbalance
 
@@ -96,9 +98,11 @@ def test_four_processes_then_two_then_one_are_one(few: Recipes, launch: Launch, 
 
     shutil.rmtree(tmp_path / "many" / "checkpoint-6")
     assert good_checkpoint(tmp_path / "many")[0] == tmp_path / "many" / "checkpoint-4"
-    done = launch(recipe, 2, "--resume", "training.parallel=fsdp2")
+    fitted = ("sequence.max_tokens=auto", "training.gradient_checkpointing=auto")  # by probes that all take part in
+    done = launch(recipe, 2, "--resume", "training.parallel=fsdp2", *fitted)
     assert done.returncode == 0, done.stderr
     assert "resumed       checkpoint-4" in done.stderr
+    assert done.stderr.count("memory        checkpointing none (none ") == 1
     assert differs(tmp_path / "one", tmp_path / "many") < 1e-5
 
     train(load_recipe(recipe, ["training.max_steps=6"]), resume=True)
@@ -264,3 +268,17 @@ def test_two_gpus_are_one(few: Recipes, launch: Launch, tmp_path: Path, parallel
     done = launch(few("two", training={"parallel": parallel}), 2)
     assert done.returncode == 0, done.stderr
     assert differs(tmp_path / "one", tmp_path / "two") < 1e-3
+
+
+def test_the_reducer_is_gone_before_the_process_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The other way round, the last process to leave may wait for ever for a thread of gloo."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    left: list[bool] = []
+
+    def end_training() -> None:
+        left.append(hasattr(model, "reducer") or hasattr(model, "logger"))
+        torch.distributed.destroy_process_group()
+
+    leave(SimpleNamespace(end_training=end_training), model)
+    assert left == [False]

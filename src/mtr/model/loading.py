@@ -99,13 +99,17 @@ def load_model(
     dtype: str | None = None,
     quantise: bool = False,
     random_weights: bool = False,
+    placement: torch.device | None = None,
 ) -> Any:
     """The causal LM with LoRA (or all weights trainable), on `device`, its own dropout switched off.
 
     Args:
+        device: that the model will compute on.
         dtype: of DTYPES; overrides the recipe's.
         quantise: apply `model.load_in_4bit`; without it the weights are not quantized.
         random_weights: initialize from the config alone. To measure speed, not to train.
+        placement: where its tensors are put in place of `device`; on "meta" they have no values, and only the headers
+            of the weight files are read.
 
     Raises:
         UserError: the model cannot be loaded, would not be exact, or lacks modules that the recipe names.
@@ -120,10 +124,11 @@ def load_model(
     for key in _dropout_keys(config):
         log.warning("%s of the model is set to 0; only lora.dropout is applied", key)
         setattr(text_config(config), key, 0.0)
+    placement = placement or device
     if random_weights:
-        model = _random_model(recipe, config, asked, device)
+        model = _random_model(recipe, config, asked, placement)
     else:
-        model = _pretrained_model(recipe, config, asked, device, quantisation)
+        model = _pretrained_model(recipe, config, asked, placement, quantisation)
     if model.dtype == torch.float64:
         model.set_experts_implementation("eager")  # the grouped kernels have no float64
     if recipe.lora is not None:
@@ -136,7 +141,9 @@ def load_model(
 def _pretrained_model(
     recipe: Recipe, config: Any, dtype: str, device: torch.device, quantisation: dict[str, Any]
 ) -> Any:
+    """Each tensor is read to its place, so that the device's memory and the host's never hold the model twice."""
     section = recipe.model
+    placed = {} if device.type == "cpu" else {"device_map": {"": device}}
     try:
         model, fresh = load_pretrained(
             section.name_or_path,
@@ -146,6 +153,7 @@ def _pretrained_model(
             config=config,
             trust_remote_code=section.trust_remote_code,
             dtype="auto" if dtype == "auto" else DTYPES[dtype],
+            **placed,
             **quantisation,
         )
     except UserError as error:

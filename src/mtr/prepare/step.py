@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from mtr.data.conversation import SkippedRow
 from mtr.prepare.counts import Counts
@@ -30,3 +32,9 @@ class Step:
     """Cost of the busiest process over the mean of all processes."""
     rejects: tuple[SkippedRow, ...] = ()
     """Rows of the step that were skipped."""
+
+    def pinned(self, device: torch.device) -> Step:
+        """With batches in pinned memory where they will be copied to CUDA."""
+        if device.type != "cuda":
+            return self
+        return replace(self, batches=tuple(batch.pin_memory() for batch in self.batches))

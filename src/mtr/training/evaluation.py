@@ -62,7 +62,7 @@ def evaluate(
         loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         weight_sum = 0.0
         for step in steps.first_epoch():
-            batches = list(step.batches)
+            batches = list(step.pinned(accelerator.device).batches)
             if is_sharded(model):
                 batches += [idle] * (step.rounds - len(batches))
             with torch.no_grad():

@@ -48,7 +48,7 @@ class Feed:
         self.asked = time.perf_counter()
         if not self._stopping.is_asked_here:
             try:
-                step = next(self._steps)
+                step = next(self._steps).pinned(self._accelerator.device)
             except UserError as error:
                 problem = error
         self.wait = time.perf_counter() - self.asked

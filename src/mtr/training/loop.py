@@ -23,10 +23,11 @@ from mtr.errors import UserError
 from mtr.prepare.step import Step
 from mtr.recipe.sections import Recipe
 from mtr.store.lock import RunLock
+from mtr.training.collective_errors import explained
 from mtr.training.faults import PackSplitter, is_out_of_memory
 from mtr.training.folder import Start
 from mtr.training.learner import Learner
-from mtr.training.processes import clip_gradients, gradient_sync, is_sharded, total
+from mtr.training.processes import clip_gradients, gradient_sync, is_sharded, leave, total
 from mtr.training.setup import Run, set_up
 from mtr.training.signals import StopSignals
 from mtr.training.state import RunState
@@ -50,7 +51,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, accept_
     """
     how = Start(resume, accept_changes, overwrite)
     output_dir = Path(recipe.training.output_dir)
-    with StopSignals(recipe.training.preempt_signal) as signals, RunLock(output_dir) as lock:
+    with explained(), StopSignals(recipe.training.preempt_signal) as signals, RunLock(output_dir) as lock:
         run = set_up(recipe, how, signals, lock)
         with run.log.display:
             try:
@@ -58,9 +59,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, accept_
             except UserError as error:
                 run.saving.save_after(error)
                 raise
-            except RuntimeError as error:  # of a collective call, when another process is gone
-                raise run.stopping.explain(error) from None
-    run.learner.accelerator.end_training()
+    leave(run.learner.accelerator, run.learner.tree_model)
     run.export.upload()
     return run.state
 
@@ -100,6 +99,8 @@ def train_step(
     mean = total(accelerator, loss_sum) / step.weight_sum
     if math.isfinite(mean) and math.isfinite(grad_norm):
         learner.optimizer.step()
+    elif accelerator.scaler is not None:
+        accelerator.scaler.update()  # float16: after an overflow the next loss is scaled by less
     learner.optimizer.zero_grad()
     return mean, grad_norm
 

@@ -18,6 +18,7 @@ from torch import nn
 from mtr.attention.model_parts import base_model
 from mtr.errors import UserError
 from mtr.model.tree_model import TreeModel
+from mtr.training.sharding import keep_precision, shard
 
 _TIMEOUT = timedelta(hours=2)
 """How long processes wait for one of them: a checkpoint of a large model takes time."""
@@ -32,7 +33,7 @@ def start_processes() -> PartialState:
 
 
 def build_accelerator(model: Any, parallel: str, trackers: Sequence[str], project_dir: str) -> Accelerator:
-    """An accelerator with mixed precision where 16-bit weights are trained: master weights stay in float32.
+    """An accelerator with mixed precision where 16-bit weights are trained.
 
     Raises:
         UserError: float16 and fsdp2.
@@ -41,7 +42,6 @@ def build_accelerator(model: Any, parallel: str, trackers: Sequence[str], projec
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             mixed = "bf16" if parameter.dtype == torch.bfloat16 else "fp16"
-            parameter.data = parameter.data.float()
     if model.dtype == torch.float16 and torch.cuda.is_available():
         mixed = "fp16"
     if getattr(model, "is_loaded_in_4bit", False):
@@ -58,21 +58,17 @@ def build_accelerator(model: Any, parallel: str, trackers: Sequence[str], projec
 
 
 def distribute(model: TreeModel, accelerator: Accelerator, parallel: str) -> nn.Module:
-    """The model as accelerate or FSDP wraps it for the processes of the run.
+    """The model as accelerate or FSDP wraps it for the processes of the run, master weights in float32.
 
-    With fsdp2 this is torch's own `fully_shard`, on the CPU as on CUDA, so the tests run what a GPU runs.
+    With fsdp2 this is torch's own `fully_shard`, on the CPU as on CUDA, so the tests run what a GPU runs. The model
+    has to be where `placement` says.
     """
-    if accelerator.num_processes == 1 or parallel == "ddp":
-        prepared: nn.Module = accelerator.prepare_model(model)
+    prepared: nn.Module
+    if accelerator.num_processes > 1 and parallel == "fsdp2":
+        prepared = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)  # autocast, no more
+        shard(prepared, getattr(base_model(model.model), "_no_split_modules", None) or [], accelerator)
         return prepared
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    prepared = accelerator.prepare_model(model, evaluation_mode=True)  # mixed precision, and nothing else
-    whole = set(getattr(base_model(model.model), "_no_split_modules", None) or [])
-    for module in model.modules():
-        if type(module).__name__ in whole:
-            fully_shard(module, mesh=mesh)
-    fully_shard(prepared, mesh=mesh)
+    for parameter in model.parameters():
+        keep_precision(parameter)
+    prepared = accelerator.prepare_model(model)
     return prepared

@@ -15,6 +15,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from mtr.errors import UserError
 
@@ -70,3 +71,14 @@ def on_main_process(process: PartialState, act: Callable[[], None]) -> None:
 def gather_values(accelerator: Accelerator, value: Any) -> list[Any]:
     """The value of each process, in the order of their ranks."""
     return [value] if accelerator.num_processes == 1 else list(gather_object([value]))
+
+
+def leave(accelerator: Accelerator, model: nn.Module) -> None:
+    """Close the trackers and the process group.
+
+    DDP's reducer goes first. Were it the last to hold the group, it would take it down while holding the interpreter's
+    lock, and wait for a thread of gloo that needs the lock to drop its last tensor.
+    """
+    if isinstance(model, DistributedDataParallel):
+        del model.reducer, model.logger
+    accelerator.end_training()

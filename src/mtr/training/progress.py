@@ -87,7 +87,7 @@ class RunDisplay:
         self._progress.update(self._task, completed=line["step"], status=loss)
         if not self._console.is_terminal:
             norm = "" if line["grad_norm"] is None else f"  grad norm {line['grad_norm']:.3f}"
-            norm += "  no update: not finite" if line.get("skipped") == "not finite" else ""
+            norm += f"  no update: {line['skipped']}" if line.get("skipped") and line["loss"] is not None else ""
             self.say(
                 f"step {line['step']}/{self._num_steps}  {loss}{norm}  lr {line['learning_rate']:.2e}  "
                 f"{line['tokens_per_second']:,.0f} tokens/s  ({line['per_turn_tokens_per_second']:,.0f} per-turn)"
@@ -172,6 +172,8 @@ def _faults(state: RunState) -> Iterator[tuple[str, str]]:
     if state.nonfinite_steps:
         yield "no update", f"{state.nonfinite_steps:,} steps had a loss or gradient that is not finite"
         yield "", f"their rows: {first_few(state.nonfinite_rows)}"
+    if state.overflow_steps:
+        yield "no update", f"{state.overflow_steps:,} steps had a gradient beyond float16; the loss is scaled by less"
     if state.pack_splits:
         yield "out of memory", f"{state.pack_splits:,} packs did not fit and were split"
     if state.failed_saves:

@@ -67,6 +67,8 @@ class Saving:
 
     def _try_to_save(self, content: checkpoint.Content) -> str | None:
         best = self._state.best_step if self._training.load_best_at_end else None
+        scaler = self._learner.accelerator.scaler
+        self._state.scaler = scaler.state_dict() if scaler else None
         try:
             self._log.sync()
             self._state.metrics_lines = self._log.lines

@@ -22,6 +22,10 @@ class RunState:
     nonfinite_steps: int = 0
     """Steps whose loss or gradient was not finite; they made no update."""
     nonfinite_in_a_row: int = 0
+    overflow_steps: int = 0
+    """Steps whose gradient left the range of float16; they made no update, and the loss is scaled by less since."""
+    scaler: dict[str, Any] | None = None
+    """State of the scaler of float16 losses when the state was saved."""
     nonfinite_rows: list[str] = field(default_factory=list)
     """File and row of the conversations of these steps, at most a hundred."""
     counts: Counts = field(default_factory=Counts)

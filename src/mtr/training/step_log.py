@@ -23,6 +23,7 @@ from mtr.training.rejects import RejectsFile
 from mtr.training.state import Goal, RunState
 
 _NOT_FINITE = "not finite"
+_OVERFLOW = "float16 overflow"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,9 @@ class StepLog:
         skipped = self._why_skipped(loss, grad_norm)
         if skipped:
             line |= {"skipped": skipped, "rows": list(step.rows)}
+        if skipped == _OVERFLOW:
+            line["loss_scale"] = self._learner.accelerator.scaler.get_scale()
+            state.overflow_steps += 1
         if skipped or state.steps % self._training.logging_steps == 0 or state.steps == self._goal.num_steps:
             self._report(line)
         if skipped == _NOT_FINITE:
@@ -118,7 +122,12 @@ class StepLog:
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self._state.nonfinite_in_a_row = 0
             return None
-        return _NOT_FINITE
+        return _OVERFLOW if self._can_scale_down(loss) else _NOT_FINITE
+
+    def _can_scale_down(self, loss: float) -> bool:
+        """Whether scaling the loss by less may bring the gradient of this loss back into the range of float16."""
+        scaler = self._learner.accelerator.scaler
+        return scaler is not None and math.isfinite(loss) and scaler.get_scale() >= 1
 
     def _count_nonfinite(self, step: Step) -> None:
         state = self._state

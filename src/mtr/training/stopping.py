@@ -1,16 +1,11 @@
-"""How all processes of a run stop together, and what it means when one of them is gone."""
+"""How all processes of a run stop together."""
 
 from __future__ import annotations
 
-import re
-
 from accelerate import Accelerator
 
-from mtr.errors import LostProcessError
 from mtr.training.processes import highest
 from mtr.training.signals import StopSignals
-
-_LOST = re.compile(r"Connection (closed|reset) by peer|gloo/transport|NCCL|Broken pipe")
 
 
 class Stopping:
@@ -35,9 +30,3 @@ class Stopping:
         """Whether any process was asked to stop. All of them call it together."""
         self.signal = highest(self._accelerator, self.signals.received or 0) or None
         return self.is_agreed
-
-    def explain(self, error: RuntimeError) -> Exception:
-        """What an error of a collective call means; the error itself where that is not known."""
-        if self._accelerator.num_processes > 1 and _LOST.search(str(error)):
-            return LostProcessError(f"process {self._accelerator.process_index}: another process of the run ended")
-        return error
