@@ -23,6 +23,8 @@ log = logging.getLogger("mtr")
 def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
+    from mtr.model.adapter_layers import compute_in_model_dtype
+
     _check_rank(model, lora)
     torch.manual_seed(seed)
     names = [name for name, _ in model.named_modules()]
@@ -60,6 +62,7 @@ def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
         raise UserError(f"lora: {one_line(error)}") from None
     if lora.init_from:
         _load_adapter(adapted, Path(lora.init_from))
+    compute_in_model_dtype(adapted)
     return adapted
 
 
