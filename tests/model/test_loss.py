@@ -16,6 +16,8 @@ import torch
 from support.paths import ROOT
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mtr.model.loss import chunk_size, weighted_nll
 from mtr.model.tree_model import OutputHead
@@ -176,9 +178,67 @@ def test_weights_matter() -> None:
 
 
 def test_chunk_size_bounds_the_logits() -> None:
-    for vocabulary in (100, 32_000, 151_936, 262_144):
-        assert 64 <= chunk_size(vocabulary) <= 4096
-        assert chunk_size(vocabulary) * vocabulary <= 2**25
+    for vocabulary in (100, 32_000, 151_936, 262_144, 2**21):
+        assert 128 <= chunk_size(vocabulary) <= 4096
+        assert chunk_size(vocabulary) % 128 == 0, "whole tiles of a matmul"
+        assert chunk_size(vocabulary) * vocabulary <= max(2**26 + 64 * vocabulary, 128 * vocabulary)
+
+
+def test_a_large_loss_moves_few_bytes() -> None:
+    """Per logit beyond the products, in bfloat16: a pass to log p in float32 and one back to the logits' dtype."""
+    hidden, head, target, weight = problem(torch.bfloat16)
+    counted = Elementwise()
+    with counted:
+        torch.autograd.backward(weighted_nll(hidden, head.requires_grad_(False), [], target, weight, 8))
+    assert counted.passes == {"_to_copy": 6, "_log_softmax": 8, "exp": 6}, "bytes per logit, read and written"
+
+
+class Elementwise(TorchDispatchMode):
+    """Bytes per logit that each operator over all logits reads and writes, products and look-ups of targets aside."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.passes: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        of_logits = [
+            x for x in tree_leaves((args, out)) if isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] == VOCABULARY
+        ]
+        if of_logits and not func.is_view and name not in UNCOUNTED:
+            self.passes[name] = sum(x.element_size() for x in of_logits)
+        return out
+
+
+UNCOUNTED = {"addmm", "mm", "t", "detach", "empty_like", "gather", "scatter_"}
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained head", "frozen head"])
+def test_weights_scale_the_gradients_of_low_precision(trained: bool) -> None:
+    """As those of the loss in float32, to what bfloat16 tells apart, whichever side the weights are applied on."""
+    hidden, head, target, weight = problem()
+    low = nn.Linear(SIZE, VOCABULARY, dtype=torch.bfloat16)
+    low.load_state_dict(head.state_dict())
+    given = hidden.detach().bfloat16().requires_grad_()
+    wide = nn.Linear(SIZE, VOCABULARY, dtype=torch.float32)
+    wide.load_state_dict(low.state_dict())
+    parameters = list(low.requires_grad_(trained).parameters()) if trained else []
+    loss = weighted_nll(given, low, parameters, target, weight, 5)
+    exact = given.detach().float().requires_grad_()
+    plain = (cross_entropy(wide(exact), target, reduction="none") * weight.float()).sum()
+    leaves, others = [given, *parameters], [exact, *(wide.parameters() if trained else [])]
+    for one, other in zip(gradients(loss, *leaves), gradients(plain, *others), strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=3e-2, atol=3e-2 * float(other.abs().max()))
+
+
+def test_a_sure_target_keeps_its_small_gradient() -> None:
+    """Of a target with p = 0.999: in bfloat16, p - 1 taken from p would be 0 or 4 times too large."""
+    logits = torch.tensor([[8.0, 1.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    loss = weighted_nll(logits, lambda x: x * 1, [], torch.tensor([0]), torch.ones(1, dtype=torch.float64), 1)
+    (grad,) = torch.autograd.grad(loss, [logits])
+    exact = logits.detach().double().softmax(-1) - torch.tensor([[1.0, 0.0, 0.0]])
+    torch.testing.assert_close(grad.double(), exact, rtol=2**-8, atol=0)
 
 
 @pytest.mark.slow

@@ -1,109 +1,90 @@
-"""Claims: what is kept for the backward changes no gradient, and the memory as said; the cost of a pack is predicted
-from two short ones, and a pack that cannot fit is refused.
+"""Claims: the cost of a pack is predicted from two short ones, within what training keeps beside it; a pack that cannot
+fit is refused; the probe decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.models import gradients, load
+from accelerate.state import AcceleratorState
+from support.models import wide_model
+from torch import nn
 
 import mtr.model.memory
-from mtr.attention.interface import use_tree_attention
 from mtr.errors import UserError
-from mtr.model.memory import PackMemory, checkpoint_activations, choose_checkpointing, fit_pack, measure
+from mtr.model.checkpointing import checkpoint_activations
+from mtr.model.memory import PackMemory, Probe
+from mtr.model.training_state import training_state
 from mtr.model.tree_model import TreeModel
-from mtr.recipe.sections import Checkpointing
+from mtr.recipe.loading import load_recipe
+from mtr.recipe.sections import Backend
+from mtr.training.loop import train
+from mtr.training.optim import build_optimizer
+from mtr.tree.mask import Tree
 
 CPU = torch.device("cpu")
-Models = Callable[..., Path]
-
-
-@pytest.mark.parametrize("backend", ["segment", "varlen", "sdpa"])
-@pytest.mark.parametrize("mode", ["selective", "full"])
-def test_gradients_are_the_same_whatever_is_kept(models: Models, mode: Checkpointing, backend: str) -> None:
-    plain, _ = gradients(load(models("qwen3")), backend)
-    model = load(models("qwen3"))
-    checkpoint_activations(model, mode)
-    recomputed, _ = gradients(model, backend)
-    assert plain.keys() == recomputed.keys()
-    assert all(torch.allclose(plain[name], recomputed[name], rtol=1e-12, atol=1e-14) for name in plain)
-
-
-def test_less_is_kept_as_said(models: Models) -> None:
-    """The hooks see what the graph keeps; what `selective` caches it keeps beside it."""
-    kept = {}
-    for mode in ("none", "full"):
-        model = load(models("qwen3"))
-        checkpoint_activations(model, mode)
-        kept[mode] = gradients(model)[1]
-    assert kept["full"] < 0.5 * kept["none"]
-
-
-def test_what_selective_keeps(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention is not computed again, nor are products that do not widen; those of the MLP that do are."""
-    asked: list[tuple[str, bool]] = []
-    decide = mtr.model.memory._is_worth_keeping
-
-    def watch(operator: Any, arguments: Any) -> bool:
-        asked.append((str(operator), decide(operator, arguments)))
-        return asked[-1][1]
-
-    monkeypatch.setattr(mtr.model.memory, "_is_worth_keeping", watch)
-    model = load(models("qwen3"))
-    checkpoint_activations(model, "selective")
-    gradients(model)
-    attention = [keep for name, keep in asked if "flash_attention_for_cpu" in name]
-    products = [keep for name, keep in asked if name == "aten.mm.default"]
-    assert attention
-    assert all(attention)
-    assert any(products)
-    assert not all(products)
-    assert not any(keep for name, keep in asked if "mm" not in name and "flash_attention" not in name)
-
-
-def test_a_model_without_checkpointing_is_refused(models: Models) -> None:
-    model = load(models("qwen3"))
-    type(model).supports_gradient_checkpointing, before = False, type(model).supports_gradient_checkpointing
-    try:
-        with pytest.raises(UserError, match=r"training\.gradient_checkpointing: .*set it to none"):
-            checkpoint_activations(model, "full")
-        checkpoint_activations(model, "none")
-    finally:
-        type(model).supports_gradient_checkpointing = before
+Recipes = Callable[..., Path]
 
 
 @pytest.fixture
-def wide() -> TreeModel:
-    """A model whose packs take megabytes, in float32."""
-    from transformers import AutoModelForCausalLM, Qwen3Config
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    use_tree_attention(model)
-    return TreeModel(model.train(), "segment")
+def one_run() -> Iterator[None]:
+    """For a run in this process: accelerate keeps one precision for good."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
 
-def test_the_cost_of_a_pack_is_predicted(wide: TreeModel) -> None:
-    """From packs of 512 and 1,024 tokens to one of 4,096, within a quarter: the resident set is a rough measure."""
-    memory = measure(wide, CPU, 1024)
-    assert all(p.grad is None for p in wide.parameters()), "the probe leaves no gradient behind"
-    assert memory.bytes(4096) == pytest.approx(mtr.model.memory._peak(wide, 4096, CPU), rel=0.25)
-    checkpoint_activations(wide.model, "full")
-    assert measure(wide, CPU, 1024).per_token < 0.75 * memory.per_token
+@pytest.fixture
+def probe() -> Probe:
+    model = TreeModel(wide_model(), "segment")
+    return Probe(model, model, CPU)
+
+
+def test_the_cost_of_a_pack_is_predicted(probe: Probe) -> None:
+    """From packs of 512 and 1,024 tokens to one of 2,048, within a quarter: the resident set is a rough measure."""
+    memory = probe.measure(1024)
+    assert all(p.grad is None for p in probe.call.parameters()), "the probe leaves no gradient behind"
+    assert memory.bytes(2048) == pytest.approx(probe.peak(2048), rel=0.25)
+    checkpoint_activations(probe.tree_model.model, "full")
+    assert probe.measure(1024).per_token < 0.75 * memory.per_token
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"])
+def test_what_training_keeps_is_left_free(
+    probe: Probe, write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, optim: str
+) -> None:
+    """To the byte what a first update leaves behind: a gradient for each trained weight, and the optimizer's state."""
+    monkeypatch.setattr(mtr.model.memory, "available_memory", lambda _: 2**30)
+    training = load_recipe(write_recipe(training={"optim": optim})).training
+    probe = Probe(probe.tree_model, probe.call, CPU, optim)
+    free = probe.measure(256).free
+
+    optimizer = build_optimizer(probe.call, training)
+    torch.autograd.backward(probe.call(probe._batch(256)))
+    optimizer.step()
+    gradients = sum(p.grad.nbytes for p in probe.call.parameters() if p.grad is not None)
+    state = [x for kept in optimizer.state.values() for x in kept.values() if isinstance(x, torch.Tensor)]
+    assert gradients == 4 * sum(p.numel() for p in probe.call.parameters() if p.requires_grad)
+    assert 2**30 - free == gradients + sum(x.nbytes for x in state if x.dim())
+
+
+def test_an_update_that_cannot_fit_is_refused(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = training_state(probe.call.parameters(), "adamw_torch", on_cuda=False)
+    monkeypatch.setattr(mtr.model.memory, "available_memory", lambda _: state.kept + state.update - 1)
+    with pytest.raises(UserError, match=r"training\.optim: gradients and the state of adamw_torch take .*fsdp2"):
+        probe.free()
+
+
+def test_adamw_takes_more_at_once_on_cuda() -> None:
+    weights = [nn.Parameter(torch.zeros(100, 10)), nn.Parameter(torch.zeros(7)), nn.Parameter(torch.zeros(3), False)]
+    assert training_state(weights, "adamw_torch", on_cuda=True).update == 4 * 1007
+    assert training_state(weights, "adamw_torch", on_cuda=False).update == 3 * 4 * 1000
+    assert training_state(weights, "adamw_torch_fused", on_cuda=True).update == 0
 
 
 def test_the_largest_pack_fits_what_is_free() -> None:
@@ -114,34 +95,62 @@ def test_the_largest_pack_fits_what_is_free() -> None:
     assert PackMemory(0, 1, 10**12).most_tokens == 2**17
 
 
-def test_a_turn_that_cannot_fit_is_refused(wide: TreeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens, memory = fit_pack(wide, CPU, 256)
+def test_a_turn_that_cannot_fit_is_refused(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, memory = probe.fit_pack(256)
     assert tokens % 128 == 0
     assert tokens >= 256
     assert memory.bytes(tokens) <= memory.free
-    monkeypatch.setattr(mtr.model.memory, "available_memory", lambda _: 60 * 2**20)
+    monkeypatch.setattr(Probe, "measure", lambda self, _: replace(memory, free=self.free()))
+    state = training_state(probe.call.parameters(), "adamw_torch", on_cuda=False)
+    monkeypatch.setattr(mtr.model.memory, "available_memory", lambda _: state.kept + 60 * 2**20)
     with pytest.raises(UserError, match=r"sequence\.max_length: a turn of 4096 tokens takes .* GiB are free"):
-        fit_pack(wide, CPU, 4096)
+        probe.fit_pack(4096)
 
 
-def test_out_of_memory_in_the_probe_is_one_line(wide: TreeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_in_the_probe_is_one_line(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> int:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(mtr.model.memory, "_peak", full)
+    monkeypatch.setattr(Probe, "peak", full)
     with pytest.raises(UserError, match=r"a pack of 1024 tokens does not fit on cpu"):
-        measure(wide, CPU, 1024)
+        probe.measure(1024)
 
 
-@pytest.mark.parametrize(("most", "mode"), [(2**16, "none"), (10_000, "selective"), (2_000, "full")])
-def test_auto_keeps_as_much_as_fits(wide: TreeModel, monkeypatch: pytest.MonkeyPatch, most: int, mode: str) -> None:
-    """With twice the room for selective as for none."""
+@pytest.mark.usefixtures("one_run")
+def test_the_probe_runs_in_the_autocast_of_a_step(write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of bfloat16 that are trained are float32 and computed with in bfloat16: from the probe on."""
+    seen: list[bool] = []
+    hidden = TreeModel.hidden
+
+    def watched(self: TreeModel, batch: Any) -> Any:
+        if self.model.training:
+            seen.append(torch.is_autocast_enabled("cpu"))
+        return hidden(self, batch)
+
+    monkeypatch.setattr(TreeModel, "hidden", watched)
+    recipe = write_recipe(
+        model={"dtype": "bfloat16"}, lora=None, sequence={"max_length": 512, "max_tokens": "auto"}, training=ONE_STEP
+    )
+    train(load_recipe(recipe))
+    assert len(seen) > 3
+    assert all(seen)
+
+
+@pytest.mark.usefixtures("one_run")
+def test_attention_is_chosen_on_the_first_real_pack(write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on the single short sequence that the probe begins with."""
     asked: list[int] = []
 
-    def measured(*_: Any) -> PackMemory:
-        asked.append(0)
-        return PackMemory(0.0, 1.0, int(most * (len(asked) if most < 2**16 else 1) / 0.92))
+    def first(candidates: Any, config: Any, tree: Tree, *_: Any) -> Backend:
+        asked.append(int((tree.subtree_end[: len(tree.parent)] > 0).sum()))
+        return "segment"
 
-    monkeypatch.setattr(mtr.model.memory, "measure", measured)
-    assert choose_checkpointing(wide, CPU, 16_384) == mode
-    assert wide.model.is_gradient_checkpointing == (mode != "none")
+    monkeypatch.setattr("mtr.training.setup.choose_backends", lambda *_: ["segment", "varlen"])
+    monkeypatch.setattr("mtr.training.setup.fastest", first)
+    recipe = write_recipe(sequence={"max_length": 512, "max_tokens": "auto"}, training=ONE_STEP)
+    train(load_recipe(recipe))
+    assert len(asked) == 1
+    assert asked[0] > 256
+
+
+ONE_STEP = {"max_steps": 1, "gradient_checkpointing": False}

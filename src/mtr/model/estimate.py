@@ -1,0 +1,250 @@
+"""Memory of a training step without the device, the weights or any arithmetic: storages of fake tensors, followed.
+
+    two and three layers of the model, as fake tensors  ->  forward and backward  ->  most bytes alive at a time
+    three minus two is one layer, which is a line: peak(2) + (layers - 2) * (peak(3) - peak(2))
+
+The operators are those of a real step, checkpointing, LoRA and autocast included. Left out are what kernels take inside
+(workspaces, the keys that varlen gathers, gathered dense masks) and what the allocator loses. Layers that torch.compile
+has fused keep no more than this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mtr.attention.model_parts import text_config
+from mtr.model.checkpointing import checkpoint_activations
+from mtr.model.training_state import SHARE, TrainingState, training_state
+from mtr.model.tree_model import TreeModel
+from mtr.recipe.sections import Backend, Checkpointing
+from mtr.tree.batch import Batch
+
+_HALF = (torch.bfloat16, torch.float16)
+_LINEAR = 2**14
+"""Tokens from which on every chunk of the loss is full."""
+_PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
+"""Lists of a config with one entry a layer."""
+
+
+class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the bytes of all tensors that operators make, real or fake, while they are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._alive: dict[int, int] = {}
+
+    def ignore(self, tensors: Iterator[Tensor]) -> None:
+        """Count these as there before."""
+        for tensor in tensors:
+            self._alive[tensor.untyped_storage()._cdata] = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor)
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._alive:
+            size = storage.nbytes()
+            self._alive[storage._cdata] = size
+            self.now += size
+            weakref.finalize(storage, self._forget, storage._cdata, size).atexit = False
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.pop(key, None)
+        self.now -= size
+
+
+class _GroupedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Shapes of the experts' products in every dtype: torch's own fake ones know bfloat16 only."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten._grouped_mm.default:
+            return func(*args, **(kwargs or {}))
+        left, right, offsets = args[:3]
+        if right.dim() == 3:  # [S, in] and [experts, in, out]
+            return left.new_empty(left.shape[0], right.shape[-1])
+        return left.new_empty(len(offsets), left.shape[0], right.shape[-1])  # gradient of the weights
+
+
+@dataclass(frozen=True, eq=False)
+class Estimator:
+    """Of one model."""
+
+    config: Any
+    build: Callable[[Any], Any]
+    """Makes the model of a config as it is trained, with tree attention and LoRA, from within the meta device."""
+    half: torch.dtype
+    """Of an autocast: there is one where 16-bit weights are trained."""
+    autocast: bool
+    """There is one anyway."""
+    optim: str
+    """`training.optim` of the recipe."""
+    backend: Backend
+    """Of attention; kernels count as their inputs and outputs, `eager` with its T x T scores."""
+    multiple: int = 1
+    """The length of a pack is padded to one of it."""
+    on_cuda: bool = True
+
+    @property
+    def share(self) -> float:
+        """Of the free memory that estimates may fill. The rest is fragmentation: the heap of a CPU's process has been
+        seen to hold 1.6 times what is alive, and exactly that where every tensor is mapped on its own."""
+        return SHARE if self.on_cuda else 0.6
+
+    @property
+    def layers(self) -> int:
+        number: int = text_config(self.config).num_hidden_layers
+        return number
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019  one object a run
+    def activations(self, mode: Checkpointing, tokens: int) -> int:
+        """Most bytes beyond weights, gradients and optimizer state in the forward and backward of one pack.
+
+        Args:
+            tokens: of the pack, each of them a predictor.
+        """
+        if tokens > _LINEAR:  # from there on it is a line, but for the T x T scores of `eager`
+            short, long = (self.activations(mode, n) for n in (_LINEAR // 2, _LINEAR))
+            return long + (tokens - _LINEAR) * (long - short) // (_LINEAR // 2)
+        if mode == "offload":  # two layers' inputs are on the device: the one in use, and the one on its way
+            return self._peak(2, "full", tokens)
+        return self._in_depth(lambda depth: self._peak(depth, mode, tokens))
+
+    def weights(self) -> int:
+        """Bytes of all weights and buffers: those of 16 bits that are trained in float32, frozen ones as loaded."""
+        return self._in_depth(lambda depth: sum(map(_size, _tensors(self._model(depth)[0]))))
+
+    def training_state(self) -> TrainingState:
+        two, three = (
+            training_state(self._model(depth)[0].parameters(), self.optim, self.on_cuda) for depth in self._depths
+        )
+        fields = ("gradients", "optimizer", "update")
+        return TrainingState(*(self._line(getattr(two, name), getattr(three, name)) for name in fields))
+
+    def gathered(self) -> int:
+        """Bytes that fsdp2 gathers at a time: all that is outside of the layers and two layers, and their gradients."""
+        return sum((1 + p.requires_grad) * _size(p) for p in self._model(self._depths[0])[0].parameters())
+
+    # --- a small model of fake tensors ---
+
+    @functools.cached_property
+    def _mode(self) -> FakeTensorMode:
+        return FakeTensorMode()
+
+    @property
+    def _depths(self) -> tuple[int, int]:
+        return min(2, self.layers), min(3, self.layers)
+
+    def _in_depth(self, measure: Callable[[int], int]) -> int:
+        two, three = map(measure, self._depths)
+        return self._line(two, three)
+
+    def _line(self, two: int, three: int) -> int:
+        return two + (self.layers - 2) * (three - two) if self.layers > 2 else two
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def _model(self, depth: int) -> tuple[Any, bool]:
+        """The first layer and the last one, twice with a depth of three, with master weights; is there an autocast?"""
+        last = self.layers - 1
+        with torch.device("meta"), torch.random.fork_rng(devices=[]), _without_warnings():
+            model = self.build(_with_layers(self.config, [0, last, last][:depth])).train()
+        mixed = any(p.requires_grad and p.dtype in _HALF for p in model.parameters())
+        _make_fake(model, self._mode)
+        return model, mixed or self.autocast
+
+    def _peak(self, depth: int, mode: Checkpointing, tokens: int) -> int:
+        model, mixed = self._model(depth)
+        checkpoint_activations(model, mode)
+        tree_model = TreeModel(model, self.backend)
+        with self._mode:
+            batch = _batch(-(-tokens // self.multiple) * self.multiple)
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+            storages = Storages()
+            storages.ignore(_tensors(model))
+            storages.ignore(p.grad for p in model.parameters() if p.grad is not None)
+            with storages, _GroupedProducts():  # type: ignore[no-untyped-call]
+                with torch.autocast("cpu", self.half, enabled=mixed):
+                    loss = tree_model(batch)
+                torch.autograd.backward(loss)
+            del loss
+        return storages.peak
+
+
+def _with_layers(config: Any, kept: list[int]) -> Any:
+    """A config of these layers only."""
+    small = copy.deepcopy(config)
+    vars(small).pop("quantization_config", None)
+    text = text_config(small)
+    for name in _PER_LAYER:
+        if isinstance(given := getattr(text, name, None), list):
+            setattr(text, name, [given[i] for i in kept])
+    if isinstance(dense := getattr(text, "first_k_dense_replace", None), int):
+        text.first_k_dense_replace = sum(i < dense for i in kept)
+    text.num_hidden_layers = len(kept)
+    return small
+
+
+def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Every tensor of a model on the meta device becomes a fake one on the CPU, trained ones as master weights."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if id(parameter) not in made:
+                widened = torch.float32 if parameter.requires_grad and parameter.dtype in _HALF else parameter.dtype
+                fake = _fake(parameter, widened, mode)
+                made[id(parameter)] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+            module._parameters[name] = made[id(parameter)]
+        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            module._buffers[name] = _fake(buffer, buffer.dtype, mode)
+
+
+def _fake(tensor: Tensor, dtype: torch.dtype, mode: FakeTensorMode) -> FakeTensor:
+    meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="meta")
+    return FakeTensor(mode, meta, torch.device("cpu"))
+
+
+def _batch(tokens: int) -> Batch:
+    ids = torch.zeros(tokens, dtype=torch.int64)
+    weight = torch.zeros(tokens, dtype=torch.float64)
+    return Batch(ids[None], ids[None], ids, np.zeros(tokens, np.int64), ids, ids, weight, tokens)
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """What there is to say of a model is said when it is loaded."""
+    log = logging.getLogger("mtr")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
