@@ -24,16 +24,19 @@ from mtr.bench.trl import check_trl, time_trl
 from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.checks.sample import first_views, without_dropout
 from mtr.errors import UserError
+from mtr.model.checkpointing import checkpoint_activations
+from mtr.model.compiled import compile_layers, wants_compiling
 from mtr.model.config import check_reach, vocabulary_size
 from mtr.model.device import pick_device
 from mtr.model.flops import FlopCounter, device_matrix_rate
-from mtr.model.kernels import compile_layers, use_liger_kernel
+from mtr.model.kernels import use_liger_kernel
 from mtr.model.loading import load_config, load_model
-from mtr.model.memory import checkpoint_activations, choose_checkpointing
+from mtr.model.memory import Probe
 from mtr.model.tree_model import TreeModel
 from mtr.prepare.builder import Builder
 from mtr.recipe.sections import Backend, Checkpointing, Recipe
 from mtr.training.environment import environment
+from mtr.training.fitting import estimator_of, least_checkpointing, modes_on
 from mtr.tree.layout import Layout, View
 from mtr.tree.packing import merge_conversations
 
@@ -105,10 +108,11 @@ def set_up(recipe: Recipe, options: Options) -> Setup:
     if options.versus_trl:
         check_trl()
     model = load_model(recipe, device, random_weights=options.random_weights)
-    if recipe.training.use_liger_kernel:
+    training = recipe.training
+    if training.use_liger_kernel:
         use_liger_kernel(model, device)
-    if recipe.training.torch_compile:
-        compile_layers(model)
+    if wants_compiling(training.torch_compile, device, training.use_liger_kernel):
+        compile_layers(model, may_fall_back=training.torch_compile == "auto")
     use_tree_attention(model)
     model.train()
     config = text_config(base_model(model).config)
@@ -129,7 +133,9 @@ def _checkpoint(model: Any, recipe: Recipe, candidates: list[Backend], device: t
     mode = recipe.training.checkpointing
     if mode == "auto":
         tree_model = TreeModel(model, *candidates, choose=fastest)
-        return choose_checkpointing(tree_model, device, recipe.sequence.budget)
+        probe = Probe(tree_model, tree_model, device, recipe.training.optim)
+        estimator = estimator_of(recipe, base_model(model).config, model.dtype, candidates, device)
+        mode = least_checkpointing(estimator, recipe.sequence.budget, probe.free(), modes_on(device, model)).mode
     checkpoint_activations(model, mode)
     return mode
 

@@ -1,4 +1,4 @@
-"""Optional faster kernels for everything in a layer but attention: torch.compile, and Liger's where installed."""
+"""Liger's kernels for norms, rotary embeddings and MLPs, where installed: the alternative to compiled layers."""
 
 from __future__ import annotations
 
@@ -6,30 +6,9 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
 
-from mtr.attention.model_parts import base_model, decoder
+from mtr.attention.model_parts import base_model
 from mtr.errors import UserError
-
-
-def compile_layers(model: Any, backend: str = "inductor") -> int:
-    """Compile each decoder layer in place; returns how many.
-
-    Layers share their code, so there is one compilation for the first length and one more, dynamic, for all others.
-    Attention is not traced: its plan differs from pack to pack.
-
-    Args:
-        backend: of torch.compile.
-
-    Raises:
-        UserError: the model's layers are not found.
-    """
-    layers = next((found for m in decoder(model).children() if isinstance(found := m, nn.ModuleList) and len(m)), None)
-    if layers is None:
-        raise UserError("training.torch_compile: no list of decoder layers in this model; set it to false")
-    for layer in layers:
-        layer.compile(backend=backend)
-    return len(layers)
 
 
 def use_liger_kernel(model: Any, device: torch.device) -> None:

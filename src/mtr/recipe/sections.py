@@ -246,7 +246,7 @@ class GenerationSection(Section):
     """Most tokens in a completion, at most 1,000,000; a turn that is not finished by then counts as wrong."""
 
 
-Checkpointing = Literal["none", "selective", "full", "offload", "auto"]
+Checkpointing = Literal["none", "products", "selective", "full", "offload", "auto"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "aim", "clearml", "comet_ml", "dvclive", "swanlab"]
 
 
@@ -270,10 +270,11 @@ class TrainingSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
     gradient_checkpointing: bool | Checkpointing = True
-    """What is recomputed in the backward pass: nothing (none, false), cheap operations (selective), each layer (full,
-    true), each layer with its input kept in host memory (offload); auto: the least of these that fits."""
-    torch_compile: bool = False
-    """Compile the decoder layers: faster steps after minutes of compiling."""
+    """What is recomputed in the backward pass: nothing (none, false), all but matmuls and attention (products), those
+    that widen too (selective), each layer (full, true), each layer with its input kept in host memory (offload); auto:
+    the least of these that fits, by an estimate."""
+    torch_compile: bool | Literal["auto"] = "auto"
+    """Compile the decoder layers: faster steps after a minute of compiling. auto: on CUDA, if they can be compiled."""
     use_liger_kernel: bool = False
     """Liger's kernels for norms, rotary embeddings and MLPs (CUDA; pip install liger-kernel)."""
     logging_steps: Positive = 1

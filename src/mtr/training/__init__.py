@@ -6,7 +6,7 @@
     provenance                                                         what it was made from
     log, progress, tracking, exact_match                               what it reports
     processes, parallel, launch, signals, faults                       several processes, and what can go wrong
-    optim                                                              optimizer and learning rate
+    optim, fitting                                                     optimizer and learning rate; what fits in memory
     merge, model_card, hub                                             what others get
 
 Imports: store, model, attention, prepare, tree, chat, data, recipe, files, console, errors.

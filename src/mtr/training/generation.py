@@ -14,6 +14,7 @@ from mtr.attention.interface import use_own_attention, use_tree_attention
 from mtr.chat.rendering import Renderer
 from mtr.data.conversation import Conversation
 from mtr.files import replace_file, write_json
+from mtr.model.compiled import uncompiled
 from mtr.recipe.sections import Recipe
 from mtr.training.exact_match import GeneratedTurn, exact_match
 from mtr.training.learner import Learner
@@ -83,18 +84,19 @@ def _generate(model: Any, renderer: Renderer, prompts: list[list[int]], max_new_
     device = next(model.parameters()).device
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        use_cache=True,
-        eos_token_id=renderer.stop_ids,
-        pad_token_id=pad,
-    )
+    with uncompiled():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=True,
+            eos_token_id=renderer.stop_ids,
+            pad_token_id=pad,
+        )
     completions = []
     for row in out[:, longest:].tolist():
         end = next((i for i, token in enumerate(row) if token in renderer.stop_ids), len(row))

@@ -1,6 +1,6 @@
 """A training run, set up in the order in which things can be wrong; nothing is written before all of it is right.
 
-    recipe -> output_dir -> chat template -> data -> first step -> model -> memory -> processes -> checkpoint -> files
+    recipe -> output_dir -> chat template -> data -> first step -> model -> processes -> memory -> checkpoint -> files
 
 What the run is made from is compared with what its checkpoint was made from as soon as it is known.
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from torch import nn
 
 from mtr.attention.choice import choose_backends, fastest, pad_to_multiple_of
 from mtr.attention.interface import use_tree_attention
@@ -30,13 +31,13 @@ from mtr.data.notes import describe_data
 from mtr.data.opening import open_eval_data, open_training_data
 from mtr.data.stream import Stream
 from mtr.errors import UserError
+from mtr.model.compiled import compile_layers, wants_compiling
 from mtr.model.config import check_reach, vocabulary_size
 from mtr.model.device import keep_freed_memory
 from mtr.model.flops import FlopCounter, cost_of, device_matrix_rate
-from mtr.model.kernels import compile_layers, use_liger_kernel
+from mtr.model.kernels import use_liger_kernel
 from mtr.model.loading import compute_dtype, load_config, load_model
 from mtr.model.lora import adapted_modules
-from mtr.model.memory import checkpoint_activations, choose_checkpointing, fit_pack
 from mtr.model.tree_model import TreeModel
 from mtr.prepare.builder import Builder
 from mtr.prepare.step import Step
@@ -50,6 +51,7 @@ from mtr.training.evaluation import Evaluation
 from mtr.training.export import Export
 from mtr.training.faults import PackSplitter
 from mtr.training.feed import Feed, with_trained_turns
+from mtr.training.fitting import fit_memory
 from mtr.training.folder import Folder, Start, begin_files, check_before_locking, check_output_dir
 from mtr.training.generation import Generation
 from mtr.training.hub import check_push
@@ -57,11 +59,12 @@ from mtr.training.learner import Learner
 from mtr.training.log import RunLog
 from mtr.training.optim import build_optimizer, build_schedule
 from mtr.training.parallel import build_accelerator, distribute, start_processes
-from mtr.training.processes import highest, on_main_process
+from mtr.training.processes import on_main_process
 from mtr.training.progress import RunDisplay
 from mtr.training.provenance import Provenance
 from mtr.training.rejects import RejectsFile
 from mtr.training.saving import Saving
+from mtr.training.sharding import placement
 from mtr.training.signals import StopSignals
 from mtr.training.state import Goal, RunState
 from mtr.training.step_log import Meter, StepLog
@@ -141,7 +144,6 @@ def set_up(recipe: Recipe, how: Start, signals: StopSignals, lock: RunLock) -> R
     Raises:
         UserError: something in the recipe, the data or the model has to be fixed.
     """
-    keep_freed_memory()
     check_trackers(recipe.training.report_to)
     process = start_processes()
     on_main_process(process, lambda: check_push(recipe.training.push_to_hub, "training.push_to_hub"))
@@ -159,13 +161,14 @@ def set_up(recipe: Recipe, how: Start, signals: StopSignals, lock: RunLock) -> R
 
     tree_model, accelerator = _load_model(recipe, process, compute)
     provenance.check_weights(recipe)
-    recipe, fitted = _fit_memory(recipe, tree_model, accelerator)
-    if fitted:
+    meter = _speed_up(recipe, tree_model.model, accelerator, compute)
+    distributed = distribute(tree_model, accelerator, recipe.training.parallel)
+    asked, (recipe, fitted) = recipe, _fit_memory(recipe, tree_model, distributed, accelerator, compute)
+    if recipe is not asked:
         data = replace(data, builder=replace(data.builder, recipe=recipe))
         steps = _prepare_steps(recipe, data.steps(), range(folder.start, goal.num_steps))
     eval_steps = data.eval_steps()
-    meter = _speed_up(recipe, tree_model.model, accelerator, compute)
-    learner = _build_learner(recipe, tree_model, accelerator, tokenizer, goal)
+    learner = _build_learner(recipe, tree_model.model, distributed, accelerator, tokenizer, goal)
     state = _restore(folder, learner)
     learner = replace(learner, optimizer=accelerator.prepare_optimizer(learner.raw_optimizer))
 
@@ -245,7 +248,8 @@ def _prepare_steps(recipe: Recipe, order: IndexedSteps | StreamedSteps, numbers:
 
 
 def _load_model(recipe: Recipe, process: PartialState, compute: Compute) -> tuple[TreeModel, Accelerator]:
-    model = load_model(recipe, process.device, quantise=True)
+    where = placement(process, recipe.training.parallel)
+    model = load_model(recipe, process.device, quantise=True, placement=where)
     use_tree_attention(model)
     model.train()
     training = recipe.training
@@ -253,42 +257,29 @@ def _load_model(recipe: Recipe, process: PartialState, compute: Compute) -> tupl
     return TreeModel(model, *compute.backends, choose=fastest), accelerator
 
 
-def _fit_memory(recipe: Recipe, tree_model: TreeModel, accelerator: Accelerator) -> tuple[Recipe, str | None]:
-    """The recipe with a number for what is `auto`, measured by a probe, and what to report of it.
-
-    Processes may checkpoint different activations, but packs are built alike on all of them.
-    """
-    mode, device = recipe.training.checkpointing, accelerator.device
-    if mode == "auto":
-        mode = choose_checkpointing(tree_model, device, recipe.sequence.budget)
-    else:
-        checkpoint_activations(tree_model.model, mode)
-    if recipe.sequence.max_tokens != "auto":
-        return recipe, None
-    tokens, memory = fit_pack(tree_model, device, recipe.sequence.max_length)
-    tokens = -highest(accelerator, -tokens)
-    estimated, free = memory.bytes(tokens) / 2**30, memory.free / 2**30
-    return recipe.replace(sequence={"max_tokens": tokens}), (
-        f"packs of {tokens:,} tokens: {estimated:.1f} of {free:.1f} GiB estimated, "
-        f"{memory.per_token / 2**20:.2f} MiB per token, checkpointing {mode}"
-    )
+def _fit_memory(
+    recipe: Recipe, tree_model: TreeModel, distributed: nn.Module, accelerator: Accelerator, compute: Compute
+) -> tuple[Recipe, tuple[str, ...]]:
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return fit_memory(recipe, compute.config, compute.dtype, tree_model, distributed, accelerator)
 
 
 def _speed_up(recipe: Recipe, model: Any, accelerator: Accelerator, compute: Compute) -> Meter:
     """The kernels that the recipe asks for, and what measures how fast they are."""
-    if recipe.training.use_liger_kernel:
-        use_liger_kernel(model, accelerator.device)
-    if recipe.training.torch_compile:
-        compile_layers(model)
+    training, device = recipe.training, accelerator.device
+    if training.use_liger_kernel:
+        use_liger_kernel(model, device)
+    if wants_compiling(training.torch_compile, device, training.use_liger_kernel):
+        compile_layers(model, may_fall_back=training.torch_compile == "auto")
     return Meter(FlopCounter(model), device_matrix_rate(accelerator.device, compute.dtype)["flops_per_second"])
 
 
 def _build_learner(
-    recipe: Recipe, tree_model: TreeModel, accelerator: Accelerator, tokenizer: Any, goal: Goal
+    recipe: Recipe, model: Any, distributed: nn.Module, accelerator: Accelerator, tokenizer: Any, goal: Goal
 ) -> Learner:
-    """Distributed over the processes; the optimizer is not wrapped yet, so that a checkpoint can be loaded into it."""
-    model, training = tree_model.model, recipe.training
-    distributed = distribute(tree_model, accelerator, training.parallel)
+    """The optimizer is not wrapped yet, so that a checkpoint can be loaded into it."""
+    training = recipe.training
     optimizer = build_optimizer(model, training)
     schedule = build_schedule(optimizer, training, goal.num_steps)
     return Learner(model, distributed, optimizer, optimizer, schedule, accelerator, tokenizer)
@@ -304,6 +295,8 @@ def _restore(folder: Folder, learner: Learner) -> RunState:
     state = RunState(folder.output_dir)
     if folder.resume_from:
         state.restore(load_checkpoint(folder.resume_from, learner.model, learner.raw_optimizer, learner.schedule))
+    if state.scaler and learner.accelerator.scaler:
+        learner.accelerator.scaler.load_state_dict(state.scaler)
     return state
 
 
@@ -337,7 +330,7 @@ def _report(
     data: Data,
     learner: Learner,
     compute: Compute,
-    fitted: str | None,
+    fitted: Sequence[str],
 ) -> None:
     """What there is to know before the first step."""
     for note in notes:
@@ -346,7 +339,7 @@ def _report(
         log.note("resumed", folder.resume_from.name)
     rows = data.train.num_rows if isinstance(data.train, Mixture) else None
     log.display.begin(learner.model, adapted_modules(learner.model), compute.backends, learner.accelerator, rows)
-    if fitted:
-        log.note("memory", fitted)
+    for note in fitted:
+        log.note("memory", note)
     for note in describe_data(data.train) if learner.accelerator.is_main_process else ():
         log.note("note", note)
