@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from support.gpu import LIBRARY_WARNINGS
 from support.models import save_tiny_model
 from support.paths import QUICKSTART
 
@@ -22,24 +23,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if "gpu" in item.keywords:
+            for warning in LIBRARY_WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`models("qwen3")` is a folder with a tiny random model of that kind and the quickstart's tokenizer.
 
-    `tokenizer` names another tokenizer folder. See ARCHITECTURES for the kinds.
+    `tokenizer` names another tokenizer folder, and keywords change the config. See ARCHITECTURES for the kinds.
     """
-    made: dict[tuple[str, Path], Path] = {}
+    made: dict[tuple[str, Path, str], Path] = {}
 
-    def make(kind: str, tokenizer: Path = QUICKSTART / "base") -> Path:
-        if (kind, tokenizer) not in made:
+    def make(kind: str, tokenizer: Path = QUICKSTART / "base", **changes: Any) -> Path:
+        key = (kind, tokenizer, repr(changes))
+        if key not in made:
             folder = tmp_path_factory.mktemp(kind)
-            save_tiny_model(kind, tokenizer, folder)
-            made[kind, tokenizer] = folder
-        return made[kind, tokenizer]
+            save_tiny_model(kind, tokenizer, folder, **changes)
+            made[key] = folder
+        return made[key]
 
     return make
 

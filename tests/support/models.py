@@ -115,12 +115,12 @@ def save_sharded(tensors: Tensors, folder: Path, shards: int = 2, **weight_map: 
     return files
 
 
-def save_tiny_model(kind: str, tokenizer: Path, folder: Path) -> None:
+def save_tiny_model(kind: str, tokenizer: Path, folder: Path, **changes: Any) -> None:
     import transformers
 
     name, options = ARCHITECTURES[kind]
     loaded = transformers.AutoTokenizer.from_pretrained(str(tokenizer))
-    config = getattr(transformers, name)(**options)
+    config = getattr(transformers, name)(**{**options, **changes})
     config.vocab_size = len(loaded)
     config.pad_token_id = config.bos_token_id = None
     config.eos_token_id = loaded.eos_token_id
@@ -142,6 +142,23 @@ WITHOUT = {
 def tiny_config(kind: str, **changes: Any) -> Any:
     name, options = ARCHITECTURES[kind]
     return getattr(transformers, name)(**{**options, "vocab_size": 64, **changes})
+
+
+def wide_model(layers: int = 4) -> Any:
+    """A Qwen3 whose packs take megabytes, in float32, with tree attention."""
+    config = transformers.Qwen3Config(
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    use_tree_attention(model)
+    return model.train()
 
 
 def load(folder: Path) -> Any:
