@@ -10,6 +10,7 @@ import gc
 import itertools
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 import transformers
 from peft.tuners.lora import Linear as PeftLinear
 from safetensors.torch import load_file
-from support.models import gradients, tiny_config
+from support.models import gradients, load, tiny_config
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -299,3 +300,15 @@ def test_all_layers_are_one_graph() -> None:
         layer.forward = torch.compile(layer.forward, backend=counter, fullgraph=True)
     assert torch.equal(through(decoder(model).layers), wanted)
     assert counter.frame_count == 1
+
+
+def test_a_model_with_adapters_has_its_own_eager_attention(models: Callable[..., Path]) -> None:
+    """It is looked up in the Python module of the attention layer's class."""
+    plain, _ = gradients(_with_lora(models("qwen3")), "sdpa")
+    eager, _ = gradients(_with_lora(models("qwen3")), "eager")
+    assert plain.keys() == eager.keys()
+    assert all(torch.allclose(plain[name], eager[name], rtol=1e-6, atol=1e-9) for name in plain)
+
+
+def _with_lora(folder: Path) -> Any:
+    return add_lora(load(folder), LoraSection(r=4), 0)

@@ -16,6 +16,7 @@ from support.paths import QUICKSTART
 
 import mtr.prepare.builder
 import mtr.training.loop
+from mtr.errors import UserError
 from mtr.recipe.loading import load_recipe
 from mtr.training.loop import train
 from mtr.training.state import RunState
@@ -265,3 +266,9 @@ def test_dropout_of_the_model_is_off_and_said(
     model = load_model(load_recipe(write_recipe(model={"name_or_path": str(noisy)})), torch.device("cpu"))
     assert model.config.attention_dropout == 0.0
     assert "attention_dropout" in caplog.text
+
+
+def test_offloading_from_a_cpu_is_refused(write_recipe: Recipes) -> None:
+    recipe = load_recipe(write_recipe(training={"gradient_checkpointing": "offload"}))
+    with pytest.raises(UserError, match=r"offload moves layer inputs from a GPU .* use full"):
+        train(recipe)

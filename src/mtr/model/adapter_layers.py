@@ -111,8 +111,11 @@ class _Sharing:
 
 @functools.cache
 def _sharing(cls: Any) -> Any:
-    """One class for all modules of a class: hooks would differ from layer to layer, and so each would be compiled."""
-    return type(cls.__name__, (_Sharing, cls), {})
+    """One class for all modules of a class: hooks would differ from layer to layer, and so each would be compiled.
+
+    It belongs to the model's own Python module, where eager attention is looked up.
+    """
+    return type(cls.__name__, (_Sharing, cls), {"__module__": cls.__module__})
 
 
 def compute_in_model_dtype(model: nn.Module) -> int:

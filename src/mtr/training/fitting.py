@@ -18,7 +18,7 @@ from torch import nn
 
 from mtr.attention.choice import pad_to_multiple_of
 from mtr.attention.interface import use_tree_attention
-from mtr.errors import one_line
+from mtr.errors import UserError, one_line
 from mtr.model.checkpointing import MODES, can_offload, checkpoint_activations
 from mtr.model.estimate import Estimator
 from mtr.model.lora import add_lora
@@ -42,7 +42,7 @@ def fit_memory(
         The recipe with a number for `sequence.max_tokens`, and what to report.
 
     Raises:
-        UserError: not even one turn fits.
+        UserError: not even one turn fits, or there is no device to offload from.
     """
     probe = Probe(
         tree_model,
@@ -53,6 +53,11 @@ def fit_memory(
         lambda: gradient_sync(accelerator, call, enabled=False),
     )
     mode, notes = recipe.training.checkpointing, []
+    if mode == "offload" and probe.device.type == "cpu":
+        raise UserError(
+            "training.gradient_checkpointing: offload moves layer inputs from a GPU to host memory, and this is a CPU; "
+            "use full"
+        )
     if mode == "auto":
         estimator = estimator_of(recipe, config, dtype, tree_model.backends, probe.device)
         gathered = estimator.gathered() if is_sharded(call) else 0
