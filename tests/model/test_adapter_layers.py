@@ -307,7 +307,8 @@ def test_a_model_with_adapters_has_its_own_eager_attention(models: Callable[...,
     plain, _ = gradients(_with_lora(models("qwen3")), "sdpa")
     eager, _ = gradients(_with_lora(models("qwen3")), "eager")
     assert plain.keys() == eager.keys()
-    assert all(torch.allclose(plain[name], eager[name], rtol=1e-6, atol=1e-9) for name in plain)
+    worst = max(float((plain[name] - eager[name]).abs().max() / plain[name].abs().max().clamp(1e-9)) for name in plain)
+    assert worst < 1e-5, "the model's softmax is in float32"
 
 
 def _with_lora(folder: Path) -> Any:
