@@ -1,8 +1,8 @@
 """Flex attention of trees, forward and backward, as Inductor emits it for CUDA, against dense attention in float64.
 
 The project's operator is called on CUDA tensors as a model calls it; autograd, Inductor and its launching code are the
-real ones. Kernels of float32 get the block sizes of bfloat16 where a case does not say otherwise: the kernels that
-training uses, at a precision that shows a wrong term.
+real ones. Small heads and float32 get the block sizes that training has where a case does not say otherwise: its
+kernels at a precision that shows a wrong term.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Numbers(NamedTuple):
     tokens: Sequence[int] = (200,)
     """Of packs one after another, before padding to a multiple of 128; one kernel serves all of them."""
     own_blocks: bool = False
-    """Float32's block sizes, 16 x 16 in the backward."""
+    """Those that Inductor chooses for the case, 16 x 16 in the backward."""
     quick: bool = False
 
 
@@ -62,7 +62,8 @@ CASES = [
     Numbers("head sizes 192 and 128", Case(1, 1, 192, 128)),
     Numbers("head size 256, soft cap", Case(2, 1, 256, 256, softcap=2.0)),
     Numbers("blocks seen whole", Case(2, 1, 16, 16), tokens=(640,)),
-    Numbers("float32's own blocks", Case(2, 1, 16, 16), own_blocks=True),
+    Numbers("blocks of 16", Case(2, 1, 16, 16), own_blocks=True),
+    Numbers("bfloat16, blocks of 16", Case(2, 1, 16, 16), dtype=_BFLOAT16, own_blocks=True),
     Numbers("bfloat16", _PLAIN, dtype=_BFLOAT16, tokens=(200, 300)),
     Numbers("bfloat16, 7:1 heads, sinks", Case(7, 1, 16, 16, sinks=True), dtype=_BFLOAT16),
     Numbers("bfloat16, soft cap, chunks of 32", _PLAIN._replace(softcap=1.5), Span("chunked", 32), _BFLOAT16),
@@ -80,7 +81,7 @@ def compare(quick: bool) -> Iterator[Result]:
 
 def _results(numbers: Numbers) -> Iterator[Result]:
     flex_kernels._kernels.clear()
-    compiled = _Compiled()
+    compiled = Compiled()
     for tokens in numbers.tokens:
         tree, began = forest(tokens, seed=tokens), time.perf_counter()
         with compiled.watched(), _blocks(numbers.own_blocks):
@@ -154,29 +155,39 @@ def _outcome(attend: Callable[..., tuple[Tensor, Tensor]], given: list[Tensor]) 
 
 @contextlib.contextmanager
 def _blocks(own: bool) -> Iterator[None]:
-    """Float32 with the block sizes of bfloat16, unless with its own."""
+    """Those of training, bfloat16 and head size 128 or what is larger than 32, unless the case's own."""
     from torch._inductor.template_heuristics.triton import CUDAConfigHeuristic
 
-    def as_half(choose: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda self, size, dtype: choose(self, size, dtype if own else _BFLOAT16)
+    def of_training(choose: Callable[..., Any]) -> Callable[..., Any]:
+        def chosen(heuristic: Any, size: int, dtype: torch.dtype) -> Any:
+            return choose(heuristic, size, dtype) if own else choose(heuristic, size if size > 32 else 128, _BFLOAT16)
+
+        return chosen
 
     names = ("get_flex_attn_fwd_configs", "get_flex_attn_bwd_configs")
-    new = {name: as_half(getattr(CUDAConfigHeuristic, name)) for name in names}
-    with mock.patch.multiple(CUDAConfigHeuristic, **new):
+    with contextlib.ExitStack() as patches:
+        for name in names:
+            new = of_training(getattr(CUDAConfigHeuristic, name))
+            patches.enter_context(mock.patch.object(CUDAConfigHeuristic, name, new))
         yield
 
 
-class _Compiled:
+class Compiled:
     """The sources of Triton kernels as Inductor hands them over, and a change to them."""
 
     def __init__(self, change: Callable[[str], str] = str) -> None:
         self.change = change
-        self.changed = self.attention_kernels = 0
+        self.changed = self.others = 0
+        """Sources that the change has changed; kernels beside attention's."""
+        self._flex: set[bool] = set()
+
+    @property
+    def attention_kernels(self) -> int:
+        """2 with a forward and a backward."""
+        return len(self._flex)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Nothing is taken from Inductor's caches."""
-        import torch._inductor.config
         from torch._inductor.async_compile import AsyncCompile
 
         load = AsyncCompile.triton
@@ -184,11 +195,13 @@ class _Compiled:
         def triton(compiler: Any, name: str, source: str, *args: Any, **kwargs: Any) -> Any:
             new = self.change(source)
             self.changed += new != source
-            self.attention_kernels += name.startswith("triton_tem_fused_flex_attention")
+            if name.startswith("triton_tem_fused"):
+                self._flex.add("flex_attention_backward" in name)
+            else:
+                self.others += 1
             return load(compiler, name, new, *args, **kwargs)
 
-        off = torch._inductor.config.patch(compile_threads=1, fx_graph_cache=False)
-        with off, mock.patch.object(AsyncCompile, "triton", triton):
+        with mock.patch.object(AsyncCompile, "triton", triton):
             yield
 
 
@@ -212,7 +225,7 @@ def _controls() -> Iterator[Result]:
 
 def _control(name: str, measure: Callable[[], dict[str, float]], change: Callable[[str], str] = str) -> Result:
     flex_kernels._kernels.clear()
-    compiled, began = _Compiled(change), time.perf_counter()
+    compiled, began = Compiled(change), time.perf_counter()
     with compiled.watched(), _blocks(own=False):
         found = measure()
     assert change is str or compiled.changed, "the kernel's source has no such line"

@@ -147,7 +147,7 @@ def _numerics(console: Console, results: Results) -> None:
         for result in results
     ]
     _table(console, columns, rows)
-    console.print("of outputs and gradients to dense attention in float64, relative to the largest element")
+    console.print("of outputs and gradients to the same in float64, relative to the largest element")
 
 
 def _varlen(console: Console, results: Results) -> None:
