@@ -255,8 +255,8 @@ def compiled(shape: Path, tokens: int, mode: Checkpointing, lora: bool, graphs: 
     if mode == "full":
         cost.kept = math.nan  # the layer's input
         return cost
-    saved = [x for x in forward.outputs[1:] if isinstance(x, Tensor) and x.device.type == "cuda"]
-    cost.kept = sum(math.prod(map(hint, x.shape)) * x.element_size() for x in saved)
+    saved = [(x, [*map(hint, x.shape)]) for x in forward.outputs[1:] if isinstance(x, Tensor)]
+    cost.kept = sum(math.prod(sizes) * x.element_size() for x, sizes in saved if tokens in sizes)  # without weights
     return cost
 
 
