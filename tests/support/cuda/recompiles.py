@@ -30,6 +30,7 @@ from mtr.attention.choice import fastest, pad_to_multiple_of, usable_backends
 from mtr.attention.interface import use_tree_attention
 from mtr.attention.layers import layer_spans
 from mtr.attention.masks import distinct
+from mtr.attention.model_parts import decoder
 from mtr.model.checkpointing import checkpoint_activations
 from mtr.model.compiled import compile_layers
 from mtr.model.lora import add_lora
@@ -62,13 +63,21 @@ class Outcome:
     layers: int = 0
     past_limit: int = 0
     """Frames that torch stopped compiling."""
+    uncompiled: bool = False
+    """The layers run as they are, which `torch_compile: auto` says in a note."""
     problem: str | None = None
     seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
         within = self.kernels <= self.most_kernels and self.graphs <= self.most_graphs
-        return self.problem is None and within and not self.past_limit and min(self.kernels, self.graphs) > 0
+        compiled = self.kernels > 0 and (self.graphs > 0 or self.kind.startswith(UNCOMPILED))
+        return self.problem is None and within and not self.past_limit and compiled
+
+
+UNCOMPILED = ("qwen3_moe", "deepseek_v3")
+"""Kinds whose layers torch.compile refuses under LoRA on all linear layers: PEFT's layer for a router's parameter sets
+the weight in place."""
 
 
 def run(quick: bool) -> list[Outcome]:
@@ -117,7 +126,7 @@ def _run(kind: str, checkpointing: Any, outcome: Outcome) -> None:
     model = add_lora(transformers.AutoModelForCausalLM.from_config(config), LoraSection(r=4), 0)
     use_tree_attention(model)
     model.train()
-    outcome.layers = compile_layers(model, backend=_as_it_is)
+    outcome.layers = compile_layers(model, may_fall_back=True, backend=_as_it_is)
     checkpoint_activations(model, checkpointing)
     backends = usable_backends(config, torch.device("cuda"), torch.bfloat16)
     tree_model = TreeModel(model, *backends, choose=_flex_is_fastest)
@@ -134,6 +143,7 @@ def _run(kind: str, checkpointing: Any, outcome: Outcome) -> None:
                 tree_model(batch)
         model.train()
         _generate(model)
+    outcome.uncompiled = not decoder(model).layers[-1].forward._compiler.works
     outcome.packs, outcome.lengths = 2 * len(batches), len({batch.input_ids.shape[1] for batch in batches})
 
 
@@ -155,8 +165,6 @@ def _pack(seed: int, size: int, multiple: int) -> Batch:
 
 def _kinds_of_layers(model: Any) -> int:
     """Layers that differ in more than their weights: by their span, and by what they are made of."""
-    from mtr.attention.model_parts import decoder
-
     return len({_kind_of_layer(layer) for layer in decoder(model).layers})
 
 
