@@ -3,7 +3,7 @@
 One attention function, registered with transformers, is handed the tree as a keyword argument, past every mask the
 model would make itself, and picks the mask of its layer:
 
-    decoder(..., tree=TreeAttention)  ->  attention layer i  ->  span of layer i  ->  backend
+    decoder(..., tree=TreeHandle)  ->  attention layer i  ->  span of layer i  ->  backend
 
     flex     FlexAttention with a block mask: CUDA
     varlen   FlashAttention over paths with gathered keys: CUDA
@@ -126,8 +126,7 @@ def _forward(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    attention = TreeHandle.attention(handle)
-    attention.calls += 1
+    attention = _entered(handle)
     with _without_autocast(query):
         out, lse = forward(attention, attention.spans[span], query, key, value, scale, softcap, sinks)
     return out.contiguous(), lse
@@ -151,6 +150,13 @@ def _backward(
         grads = backward(attention, attention.spans[span], grad_out, query, key, value, out, lse, scale, softcap)
     grad_query, grad_key, grad_value = (_by_token(grad, query.dtype) for grad in grads)
     return grad_query, grad_key, grad_value
+
+
+def _entered(handle: Tensor) -> TreeAttention:
+    """The pack, for a layer's attention, which is counted."""
+    attention = TreeHandle.attention(handle)
+    attention.calls += 1
+    return attention
 
 
 def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
@@ -204,15 +210,13 @@ def _attend(
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _sdpa(handle: Tensor, index: int, *arguments: Any) -> Tensor:
-    attention = TreeHandle.attention(handle)
-    attention.calls += 1
+    attention = _entered(handle)
     return attend(attention, attention.spans[index], *arguments).contiguous()
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _eager(handle: Tensor, index: int, *arguments: Any, **options: Any) -> Tensor:
-    attention = TreeHandle.attention(handle)
-    attention.calls += 1
+    attention = _entered(handle)
     return own_attention(attention, attention.spans[index], *arguments, **options).contiguous()
 
 

@@ -25,11 +25,10 @@ from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.checks.sample import first_views, without_dropout
 from mtr.errors import UserError
 from mtr.model.checkpointing import checkpoint_activations
-from mtr.model.compiled import compile_layers, wants_compiling
 from mtr.model.config import check_reach, vocabulary_size
 from mtr.model.device import pick_device
 from mtr.model.flops import FlopCounter, device_matrix_rate
-from mtr.model.kernels import use_liger_kernel
+from mtr.model.kernels import speed_up_layers
 from mtr.model.loading import load_config, load_model
 from mtr.model.memory import Probe
 from mtr.model.tree_model import TreeModel
@@ -108,11 +107,7 @@ def set_up(recipe: Recipe, options: Options) -> Setup:
     if options.versus_trl:
         check_trl()
     model = load_model(recipe, device, random_weights=options.random_weights)
-    training = recipe.training
-    if training.use_liger_kernel:
-        use_liger_kernel(model, device)
-    if wants_compiling(training.torch_compile, device, training.use_liger_kernel):
-        compile_layers(model, may_fall_back=training.torch_compile == "auto")
+    speed_up_layers(model, recipe.training, device)
     use_tree_attention(model)
     model.train()
     config = text_config(base_model(model).config)

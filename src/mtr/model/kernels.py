@@ -1,4 +1,4 @@
-"""Liger's kernels for norms, rotary embeddings and MLPs, where installed: the alternative to compiled layers."""
+"""Faster layers than as they are written, attention aside: compiled, or with Liger's kernels where installed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ import torch
 
 from mtr.attention.model_parts import base_model
 from mtr.errors import UserError
+from mtr.model.compiled import compile_layers, wants_compiling
+from mtr.recipe.sections import TrainingSection
+
+
+def speed_up_layers(model: Any, training: TrainingSection, device: torch.device) -> None:
+    """What the recipe asks for.
+
+    Raises:
+        UserError: it cannot be had here.
+    """
+    if training.use_liger_kernel:
+        use_liger_kernel(model, device)
+    if wants_compiling(training.torch_compile, device, training.use_liger_kernel):
+        compile_layers(model, may_fall_back=training.torch_compile == "auto")
 
 
 def use_liger_kernel(model: Any, device: torch.device) -> None:

@@ -31,11 +31,10 @@ from mtr.data.notes import describe_data
 from mtr.data.opening import open_eval_data, open_training_data
 from mtr.data.stream import Stream
 from mtr.errors import UserError
-from mtr.model.compiled import compile_layers, wants_compiling
 from mtr.model.config import check_reach, vocabulary_size
 from mtr.model.device import keep_freed_memory
 from mtr.model.flops import FlopCounter, cost_of, device_matrix_rate
-from mtr.model.kernels import use_liger_kernel
+from mtr.model.kernels import speed_up_layers
 from mtr.model.loading import compute_dtype, load_config, load_model
 from mtr.model.lora import adapted_modules
 from mtr.model.tree_model import TreeModel
@@ -267,11 +266,7 @@ def _fit_memory(
 
 def _speed_up(recipe: Recipe, model: Any, accelerator: Accelerator, compute: Compute) -> Meter:
     """The kernels that the recipe asks for, and what measures how fast they are."""
-    training, device = recipe.training, accelerator.device
-    if training.use_liger_kernel:
-        use_liger_kernel(model, device)
-    if wants_compiling(training.torch_compile, device, training.use_liger_kernel):
-        compile_layers(model, may_fall_back=training.torch_compile == "auto")
+    speed_up_layers(model, recipe.training, accelerator.device)
     return Meter(FlopCounter(model), device_matrix_rate(accelerator.device, compute.dtype)["flops_per_second"])
 
 
