@@ -21,7 +21,9 @@ def explain(error: ValidationError) -> str:
     """One line with everything that is wrong with a recipe, as far as a line can hold it."""
     parts: list[str] = []
     seen: set[str] = set()
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    of_booleans = {problem["loc"][:-1] for problem in problems if _is_of_booleans(problem)}
+    for problem in sorted(problems, key=_is_of_booleans):  # words tell more than truth values
         keys = _keys_only([shorten(str(part), _MOST_SHOWN) for part in problem["loc"]])
         where = ".".join(keys) or "recipe"
         if problem["type"] != "extra_forbidden" and where in seen:
@@ -36,10 +38,17 @@ def explain(error: ValidationError) -> str:
             parts.append(f"{where!r} is missing")
         else:
             message = shorten(problem["msg"].removeprefix("Value error, "), 300)
+            if problem["type"] == "literal_error" and problem["loc"][:-1] in of_booleans:
+                message += ", true or false"
             if problem["type"] in ("model_type", "model_attributes_type"):
                 message = "a section must be a mapping of keys"
             parts.append(f"{where!r}: {message}{_shown(problem.get('input'))}")
     return first_few(list(dict.fromkeys(parts)), _MOST_PROBLEMS)
+
+
+def _is_of_booleans(problem: Any) -> bool:
+    """The branch of a union, as in `bool | Literal["auto"]`, whose location ends with the branch's name."""
+    return bool(problem["loc"]) and problem["loc"][-1] == "bool"
 
 
 def _shown(given: Any) -> str:
