@@ -43,7 +43,7 @@ def layer_spans(config: Any) -> list[Span]:
     if not types:
         return [Span("sliding", window) if window else FULL] * config.num_hidden_layers
     sizes = {"full": 0, "sliding": window or 0, "chunked": getattr(config, "attention_chunk_size", None) or 0}
-    kinds = [_EXACT_LAYERS[kind] for kind in types]
+    kinds = [_EXACT_LAYERS.get(kind, "full") for kind in types]  # a recurrent layer has no span of its own
     return [Span(kind, sizes[kind]) if sizes[kind] else FULL for kind in kinds]  # type: ignore[arg-type]
 
 

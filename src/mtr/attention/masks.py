@@ -21,7 +21,7 @@ class TreeAttention:
         self.spans = distinct(spans)
         self.backend = backend
         self.calls = 0
-        """Of attention layers so far."""
+        """Of layers that follow the tree so far."""
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def make(self, build: Callable[..., Any], *arguments: Any) -> Any:
@@ -47,6 +47,12 @@ class TreeHandle:
         self.tensor = torch.tensor(number)
         self.tensor.__dict__["attention"] = _alive[number] = attention
         self.backend = attention.backend
+
+    def entered(self) -> TreeAttention:
+        """The pack, for a layer that follows its tree, which is counted."""
+        found = self.attention(self.tensor)
+        found.calls += 1
+        return found
 
     @staticmethod
     def attention(tensor: Tensor) -> TreeAttention:

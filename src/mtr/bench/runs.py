@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from mtr.attention.choice import activate_flash_attention, choose_backends, fastest, usable_backends
-from mtr.attention.interface import use_tree_attention
 from mtr.attention.model_parts import base_model, text_config
 from mtr.bench.cases import packed_case, padded_case
 from mtr.bench.results import Work, describe
@@ -31,7 +30,7 @@ from mtr.model.flops import FlopCounter, device_matrix_rate
 from mtr.model.kernels import speed_up_layers
 from mtr.model.loading import load_config, load_model
 from mtr.model.memory import Probe
-from mtr.model.tree_model import TreeModel
+from mtr.model.tree_model import TreeModel, use_tree
 from mtr.prepare.builder import Builder
 from mtr.recipe.sections import Backend, Checkpointing, Recipe
 from mtr.training.environment import environment
@@ -108,7 +107,7 @@ def set_up(recipe: Recipe, options: Options) -> Setup:
         check_trl()
     model = load_model(recipe, device, random_weights=options.random_weights)
     speed_up_layers(model, recipe.training, device)
-    use_tree_attention(model)
+    use_tree(model)
     model.train()
     config = text_config(base_model(model).config)
     usable = usable_backends(config, device, model.dtype)

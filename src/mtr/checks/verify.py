@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from mtr.attention.choice import choose_backends, fastest, pad_to_multiple_of
-from mtr.attention.interface import use_own_attention, use_tree_attention
+from mtr.attention.interface import use_own_attention
 from mtr.attention.model_parts import base_model, text_config
 from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.checks.sample import first_views, without_dropout
 from mtr.model.config import check_reach, vocabulary_size
 from mtr.model.device import pick_device
 from mtr.model.loading import load_config, load_model
-from mtr.model.tree_model import TreeModel
+from mtr.model.tree_model import TreeModel, use_tree
 from mtr.prepare.builder import Builder
 from mtr.recipe.sections import Recipe
 from mtr.tree.batch import build_batch
@@ -130,7 +130,7 @@ def _gradients(model: Any, run: Callable[[], float]) -> tuple[float, dict[str, T
 def _single_pass(
     tree_model: TreeModel, recipe: Recipe, views: list[list[View]], weight_sum: float, device: torch.device
 ) -> float:
-    use_tree_attention(tree_model.model)
+    use_tree(tree_model.model)
     budget = recipe.sequence.budget
     layouts = merge_conversations(views, "single_pass", recipe.sequence.merge, budget)
     total = 0.0

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtr.attention.interface import use_own_attention, use_tree_attention
+from mtr.attention.interface import use_own_attention
 from mtr.errors import UserError, one_line
-from mtr.model.tree_model import TreeModel
+from mtr.model.tree_model import TreeModel, use_tree
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import View, merge, path_to
 from mtr.tree.packing import Pack
@@ -128,7 +128,7 @@ def probe(config: Any, trust_remote_code: bool = False) -> float:
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
         model.eval()
-        use_tree_attention(model)
+        use_tree(model)
         tree_model = TreeModel(model, "segment")
         hidden = tree_model.hidden(build_batch(Pack((layout,))))
         logits = tree_model.head(hidden)

@@ -11,17 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtr.attention.interface import use_tree_attention
 from mtr.attention.layers import layer_spans
 from mtr.attention.masks import TreeAttention, TreeHandle
 from mtr.attention.model_parts import base_model, decoder, text_config
 from mtr.errors import UserError
 from mtr.model.loss import chunk_size, weighted_nll
 from mtr.recipe.sections import Backend
+from mtr.recurrence.kinds import follow_tree
 from mtr.tree.batch import Batch
 from mtr.tree.mask import Span, Tree
 
 Choose = Callable[[Sequence[Backend], Any, Tree, Sequence[Span], torch.dtype], Backend]
 """Picks one of several backends for a text config, a tree, the spans of its layers and a dtype."""
+
+
+def use_tree(model: Any) -> None:
+    """Let every layer of a model follow the tree that its decoder is handed, by attention or by its state.
+
+    Raises:
+        UserError: this release of transformers has moved what a recurrent layer calls.
+    """
+    use_tree_attention(model)
+    follow_tree(base_model(model))
 
 
 class TreeModel(nn.Module):
@@ -54,7 +66,8 @@ class TreeModel(nn.Module):
         ).last_hidden_state[0]
         if not attention.calls and _is_computed(output):
             raise UserError(
-                "its attention does not go through transformers' attention interface, so no mask reaches it"
+                "its attention does not go through transformers' attention interface, and no recurrent layer of it is "
+                "known, so no tree reaches it"
             )
         hidden: Tensor = output
         return hidden

@@ -17,13 +17,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from mtr.attention.choice import pad_to_multiple_of
-from mtr.attention.interface import use_tree_attention
 from mtr.errors import UserError, one_line
 from mtr.model.checkpointing import MODES, can_offload, checkpoint_activations
 from mtr.model.estimate import Estimator
 from mtr.model.lora import add_lora
 from mtr.model.memory import Probe, hungriest
-from mtr.model.tree_model import TreeModel
+from mtr.model.tree_model import TreeModel, use_tree
 from mtr.recipe.sections import Backend, Checkpointing, Recipe
 from mtr.training.processes import gradient_sync, highest, is_sharded
 
@@ -130,7 +129,7 @@ def estimator_of(
         model = AutoModelForCausalLM.from_config(small, trust_remote_code=recipe.model.trust_remote_code, dtype=dtype)
         if recipe.lora is not None:
             model = add_lora(model, recipe.lora.model_copy(update={"init_from": None}), 0)
-        use_tree_attention(model)
+        use_tree(model)
         return model
 
     half = dtype if dtype == torch.float16 else torch.bfloat16

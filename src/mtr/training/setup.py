@@ -21,7 +21,6 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 
 from mtr.attention.choice import choose_backends, fastest, pad_to_multiple_of
-from mtr.attention.interface import use_tree_attention
 from mtr.attention.model_parts import text_config
 from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.chat.rendering import Renderer
@@ -37,7 +36,7 @@ from mtr.model.flops import FlopCounter, cost_of, device_matrix_rate
 from mtr.model.kernels import speed_up_layers
 from mtr.model.loading import compute_dtype, load_config, load_model
 from mtr.model.lora import adapted_modules
-from mtr.model.tree_model import TreeModel
+from mtr.model.tree_model import TreeModel, use_tree
 from mtr.prepare.builder import Builder
 from mtr.prepare.step import Step
 from mtr.prepare.steps import IndexedSteps, StreamedSteps
@@ -249,7 +248,7 @@ def _prepare_steps(recipe: Recipe, order: IndexedSteps | StreamedSteps, numbers:
 def _load_model(recipe: Recipe, process: PartialState, compute: Compute) -> tuple[TreeModel, Accelerator]:
     where = placement(process, recipe.training.parallel)
     model = load_model(recipe, process.device, quantise=True, placement=where)
-    use_tree_attention(model)
+    use_tree(model)
     model.train()
     training = recipe.training
     accelerator = build_accelerator(model, training.parallel, training.report_to, training.output_dir)

@@ -67,6 +67,21 @@ def chains(parent: Ints) -> list[Chain]:
     return found
 
 
+def without_padding(parent: Ints) -> Ints:
+    """A root that nothing follows is padding: a turn has two tokens or more. One token is left at least."""
+    used = np.flatnonzero(parent >= 0)
+    return parent[: used[-1] + 1 if len(used) else 1]
+
+
+def depths(above: Ints) -> Ints:
+    """How many are above each, where those above come first."""
+    found = [0] * len(above)
+    for number, parent in enumerate(above.tolist()):
+        if parent >= 0:
+            found[number] = found[parent] + 1
+    return np.array(found, np.int64)
+
+
 def _blocks(chain: Chain, span: Span, step: int | None) -> list[Piece]:
     """The chain cut into blocks of queries: at the borders of chunks, or every `step` tokens."""
     if span.kind == "chunked":
@@ -124,12 +139,12 @@ def varlen_plan(tree: Tree, span: Span = FULL) -> VarlenPlan:
             num_k.append(sum(piece.end - piece.start for piece in path))
             keys += [np.arange(piece.start, piece.end) for piece in path]
     device = tree.subtree_end.device
-    cu_seq_q, cu_seq_k = (_on(device, np.cumsum([0, *n]).astype(np.int32)) for n in (num_q, num_k))
+    cu_seq_q, cu_seq_k = (on_device(device, np.cumsum([0, *n]).astype(np.int32)) for n in (num_q, num_k))
     window = span.size if span.kind == "sliding" else 0
-    return VarlenPlan(cu_seq_q, cu_seq_k, _on(device, np.concatenate(keys)), max(num_q), max(num_k), window)
+    return VarlenPlan(cu_seq_q, cu_seq_k, on_device(device, np.concatenate(keys)), max(num_q), max(num_k), window)
 
 
-def _on(device: torch.device, values: NDArray[Any]) -> Tensor:
+def on_device(device: torch.device, values: NDArray[Any]) -> Tensor:
     """On the device. The host does not wait for a copy to CUDA, nor for what the device does first."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

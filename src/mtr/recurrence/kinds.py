@@ -1,0 +1,92 @@
+"""The table of recurrent mixers: for each kind its classes, what they call, and what follows the tree in its place.
+
+A kind covers every model whose mixer calls the same functions; no model is named here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mtr.attention.masks import TreeAttention
+from mtr.recurrence.chunks import chunk_plan
+from mtr.recurrence.convolution import convolution
+from mtr.recurrence.delta_rule import delta_rule
+from mtr.recurrence.seams import Arguments, Function, Kind, Seam
+from mtr.recurrence.seams import follow_tree as _follow_tree
+from mtr.recurrence.segments import convolution_plan
+from mtr.recurrence.state_space import state_space, step_sizes
+
+
+def follow_tree(model: nn.Module) -> None:
+    """Let the recurrent layers of a model, of every kind below, follow the tree that the decoder is handed.
+
+    Raises:
+        UserError: this release of transformers has moved what a mixer calls.
+    """
+    _follow_tree(model, KINDS)
+
+
+def _convolution(original: Function, given: Arguments, pack: TreeAttention) -> Tensor:
+    weight = given["weight"]
+
+    def convolve(x: Tensor) -> Tensor:
+        out: Tensor = original(x, weight, given["bias"], activation=given["activation"])
+        return out
+
+    return convolution(convolve, given["hidden_states"], pack.make(convolution_plan, weight.shape[-1]))
+
+
+def _delta_rule(original: Function, given: Arguments, pack: TreeAttention) -> tuple[Tensor, None]:
+    query, key, value, g, beta = (given[name] for name in ("query", "key", "value", "g", "beta"))
+    normalize = given["use_qk_l2norm_in_kernel"]
+    return delta_rule(query, key, value, g, beta, pack.make(chunk_plan), normalize), None
+
+
+def _state_space(original: Function, given: Arguments, pack: TreeAttention) -> Tensor:
+    dt = step_sizes(given["dt"], given["dt_bias"], given["dt_softplus"], given["dt_limit"])
+    x, decay, key, query, skip = (given[name] for name in ("hidden_states", "A", "B", "C", "D"))
+    return state_space(x, dt, decay, key, query, skip, pack.make(chunk_plan))
+
+
+def _unfused(original: Function, given: Arguments, pack: TreeAttention) -> None:
+    """None makes a mixer call its convolution and scan one after the other, and its output projection as a module."""
+
+
+def _lightning(original: Function, given: Arguments, pack: TreeAttention) -> tuple[Tensor, None]:
+    """The forward of a mixer that keeps its recurrence in line."""
+    self, hidden = given["self"], given["hidden_states"]
+    heads, size = self.num_attention_heads, self.head_dim
+    products = torch.unflatten(self.act_fn(self.qkv_proj(hidden)), -1, (heads, -1))
+    query, key, value = torch.split(products, size, -1)
+    steps = torch.ones(value.shape[:3], dtype=value.dtype, device=value.device)
+    out = state_space(value, steps, -self.slope_rate.flatten(), key, query, None, pack.make(chunk_plan))
+    normed = self.norm(out.to(hidden.dtype).flatten(-2))
+    return self.out_proj(torch.sigmoid(self.output_gate(hidden)) * normed), None
+
+
+_CONVOLUTION = Seam("causal_conv1d_fn", _convolution, ("hidden_states", "weight", "bias", "activation"))
+_DELTA = ("query", "key", "value", "g", "beta", "use_qk_l2norm_in_kernel")
+_SSD = ("hidden_states", "dt", "A", "B", "C", "D", "dt_bias", "dt_softplus", "dt_limit")
+
+KINDS = (
+    Kind("short convolution", ("ShortConv", "ShortConvolution"), (_CONVOLUTION,)),
+    Kind(
+        "Gated DeltaNet", ("GatedDeltaNet",), (_CONVOLUTION, Seam("torch_chunk_gated_delta_rule", _delta_rule, _DELTA))
+    ),
+    Kind(
+        "Kimi Delta Attention",
+        ("DeltaAttention",),
+        (_CONVOLUTION, Seam("chunk_kimi_delta_attention", _delta_rule, _DELTA)),
+    ),
+    Kind(
+        "Mamba-2",
+        ("MambaMixer", "Mamba2Mixer", "BambaMixer", "H1Mixer", "MambaLayer"),
+        (
+            _CONVOLUTION,
+            Seam("mamba2_chunk_scan", _state_space, _SSD),
+            Seam("mamba2_split_conv1d_scan_combined", _unfused),
+        ),
+    ),
+    Kind("lightning attention", ("LightningAttention",), (), _lightning),
+)
