@@ -12,9 +12,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from mtr.chat import limits as module
 from mtr.chat.limits import TimeUp, limits
+from mtr.model.device import peak_memory, reset_peak_memory
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -76,10 +80,11 @@ def test_waiting_does_not_count() -> None:
 
 
 def test_memory_is_refused_before_it_is_used() -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reset_peak_memory(CPU)
+    before = peak_memory(CPU)
     with pytest.raises(MemoryError):
         limits.call(lambda: "a" * 10**11, float)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+    assert peak_memory(CPU) - before < 500_000_000
     assert len(limits.call(lambda: "a" * 10**8, float)) == 10**8
 
 

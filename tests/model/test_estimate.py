@@ -4,9 +4,8 @@ near the resident set of the process that runs it.
 
 from __future__ import annotations
 
-import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from support.models import tiny_config, wide_model
+from support.resident import RESIDENT, resident
 from transformers import AutoModelForCausalLM
 
 import mtr.model.estimate
@@ -111,31 +111,13 @@ def test_layer_inputs_are_not_on_the_device_when_they_are_offloaded(write_recipe
     assert offload[1] == offload[0] == full[0] - TOKENS * 256 * 4
 
 
-@pytest.fixture
-def mapped() -> Iterator[None]:
-    """Every tensor of some size has pages of its own, so the resident set is what is alive."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 65_536)
-    libc.mallopt(_M_MMAP_THRESHOLD, 65_536)
-    yield
-    libc.mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
-
-
-_M_MMAP_THRESHOLD, _M_MMAP_MAX = -3, -4  # of glibc's mallopt
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
-@pytest.mark.usefixtures("mapped")
-@pytest.mark.parametrize("mode", ["none", "full"])
+@pytest.mark.parametrize("mode", RESIDENT)
 def test_the_estimate_is_the_resident_set(write_recipe: Recipes, mode: Checkpointing) -> None:
     """Of a pack of 2,048 tokens, within a tenth."""
-    model = TreeModel(wide_model(), "segment")
-    checkpoint_activations(model.model, mode)
-    probe = Probe(model, model, CPU)
-    probe.peak(64)
     recipe = load_recipe(write_recipe(lora=None))
-    estimated = estimator(recipe, model.model.config).activations(mode, 2048)
-    assert probe.peak(2048) == pytest.approx(estimated, rel=0.1)
+    estimated = estimator(recipe, wide_model().config).activations(mode, 2048)
+    assert resident().peak[mode] == pytest.approx(estimated, rel=0.1)
 
 
 @pytest.mark.gpu
