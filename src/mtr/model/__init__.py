@@ -2,5 +2,5 @@
 
 `tree_model.TreeModel` is the module that is trained: its forward takes a pack and returns the pack's loss.
 
-Imports: attention, tree, recipe, console, errors.
+Imports: recurrence, attention, tree, recipe, console, errors.
 """

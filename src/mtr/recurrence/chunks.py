@@ -21,7 +21,7 @@ from torch import Tensor
 from mtr.tree.mask import Tree
 from mtr.tree.plan import depths, on_device, without_padding
 
-CHUNK = 64
+CHUNK = 32
 """Tokens of a chunk."""
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mtr.recurrence.chunks import ChunkPlan
-from mtr.recurrence.states import states
+from mtr.recurrence.states import corrected_states
 
 _BLOCK = 16
 """Tokens of a block of a chunk, where each channel decays by itself."""
@@ -59,21 +59,19 @@ def delta_rule(
     within = _pairs_by_channel if g.dim() == 4 else _pairs
     keys, attention = within(given, plan)
     sizes = [value.shape[-1], key.shape[-1]]
-    written = torch.cat([given.value, given.key * given.decay.exp()], -1) * given.beta
-    solved = torch.linalg.solve_triangular(keys * given.beta, written, upper=False, unitriangular=True)
+    wanted = torch.cat([given.value * given.beta, given.key * (given.decay.exp() * given.beta)], -1)
+    solved = torch.linalg.solve_triangular(keys * given.beta, wanted, upper=False, unitriangular=True)
     new, seen = torch.split(solved, sizes, -1)
 
-    last = plan.at_fork(given.decay.movedim(-2, 1))  # [E, J, H / J, 1 or D]
-    kept = (last[..., None, :] - given.decay[plan.above]).masked_fill(
-        ~plan.before_fork[:, None, None, :, None], float("-inf")
-    )
-    kept_key = (given.key[plan.above] * kept.exp()).mT
-    decay = _diagonal(last.exp(), key.shape[-1]) - kept_key @ seen[plan.above]
-    before = states(decay.flatten(1, 2), (kept_key @ new[plan.above]).flatten(1, 2), plan)
-    before = torch.unflatten(before, 1, given.value.shape[1:3])
+    last = plan.at_fork(given.decay.movedim(-2, 1))[..., None, :]  # [E, J, H / J, 1, 1 or D]
+    kept = (last - given.decay[plan.above]).masked_fill(~plan.before_fork[:, None, None, :, None], float("-inf"))
+    writing = (given.key[plan.above] * kept.exp()).mT
+    decay, writing, new, seen = (x.flatten(1, 2) for x in (last.exp().mT, writing, new, seen))
+    state, written = corrected_states(decay, writing, new, seen, plan)
 
-    out = (given.query * given.decay.exp()) @ before + attention @ (new - seen @ before)
-    return plan.joined(out.flatten(1, 2).transpose(1, 2).to(value.dtype), value.shape[1])
+    reading = (given.query * given.decay.exp()).flatten(1, 2)
+    out = reading @ state + attention.flatten(1, 2) @ written
+    return plan.joined(out.transpose(1, 2).to(value.dtype), value.shape[1])
 
 
 def _chunked(
@@ -98,11 +96,6 @@ def _unit(x: Tensor) -> Tensor:
 
 def _like(valid: Tensor, g: Tensor) -> Tensor:
     return valid[:, None] if g.dim() == 3 else valid[:, None, :, None]
-
-
-def _diagonal(x: Tensor, size: int) -> Tensor:
-    """[..., 1 or K] -> [..., K, K]"""
-    return torch.diag_embed(x.expand(*x.shape[:-1], size))
 
 
 def _pairs(given: _Inputs, plan: ChunkPlan) -> tuple[Tensor, Tensor]:

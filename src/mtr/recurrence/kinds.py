@@ -6,15 +6,21 @@ A kind covers every model whose mixer calls the same functions; no model is name
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtr.attention.masks import TreeAttention
 from mtr.recurrence.chunks import chunk_plan
 from mtr.recurrence.convolution import convolution
 from mtr.recurrence.delta_rule import delta_rule
+from mtr.recurrence.kernels import delta_rule_scan, state_space_scan
+from mtr.recurrence.rows import row_plan, state_space_by_rows
 from mtr.recurrence.seams import Arguments, Function, Kind, Seam
 from mtr.recurrence.seams import follow_tree as _follow_tree
-from mtr.recurrence.segments import convolution_plan
+from mtr.recurrence.segments import convolution_plan, level_plan
+from mtr.recurrence.selective_scan import selective_scan
+from mtr.recurrence.selective_scan import step_sizes as selective_steps
+from mtr.recurrence.sequences import delta_rule_by_segments, segment_plan
 from mtr.recurrence.state_space import state_space, step_sizes
 
 
@@ -40,17 +46,37 @@ def _convolution(original: Function, given: Arguments, pack: TreeAttention) -> T
 def _delta_rule(original: Function, given: Arguments, pack: TreeAttention) -> tuple[Tensor, None]:
     query, key, value, g, beta = (given[name] for name in ("query", "key", "value", "g", "beta"))
     normalize = given["use_qk_l2norm_in_kernel"]
+    scan = delta_rule_scan(key, g, normalize)
+    if scan is not None:
+        return delta_rule_by_segments(scan, query, key, value, g, beta, pack.make(segment_plan)), None
     return delta_rule(query, key, value, g, beta, pack.make(chunk_plan), normalize), None
 
 
 def _state_space(original: Function, given: Arguments, pack: TreeAttention) -> Tensor:
     dt = step_sizes(given["dt"], given["dt_bias"], given["dt_softplus"], given["dt_limit"])
     x, decay, key, query, skip = (given[name] for name in ("hidden_states", "A", "B", "C", "D"))
+    return _states(x, dt, decay, key, query, skip, pack)
+
+
+def _states(
+    x: Tensor, dt: Tensor, decay: Tensor, key: Tensor, query: Tensor, skip: Tensor | None, pack: TreeAttention
+) -> Tensor:
+    scan = state_space_scan(x, key)
+    if scan is not None:
+        return state_space_by_rows(scan, x, dt, decay, key, query, skip, pack.make(row_plan))
     return state_space(x, dt, decay, key, query, skip, pack.make(chunk_plan))
 
 
 def _unfused(original: Function, given: Arguments, pack: TreeAttention) -> None:
     """None makes a mixer call its convolution and scan one after the other, and its output projection as a module."""
+
+
+def _selective_scan(original: Function, given: Arguments, pack: TreeAttention) -> Tensor:
+    assert not given["return_last_state"], "a state is asked for by a cache, and a pack has none"
+    dt = selective_steps(given["dt"], given["delta_bias"], given["delta_softplus"])
+    x, decay, write, read, skip = (given[name] for name in ("hidden_states", "A", "B", "C", "D"))
+    out = selective_scan(x, dt, decay, write, read, skip, pack.make(level_plan))
+    return out if given["z"] is None else out * F.silu(given["z"])
 
 
 def _lightning(original: Function, given: Arguments, pack: TreeAttention) -> tuple[Tensor, None]:
@@ -60,7 +86,7 @@ def _lightning(original: Function, given: Arguments, pack: TreeAttention) -> tup
     products = torch.unflatten(self.act_fn(self.qkv_proj(hidden)), -1, (heads, -1))
     query, key, value = torch.split(products, size, -1)
     steps = torch.ones(value.shape[:3], dtype=value.dtype, device=value.device)
-    out = state_space(value, steps, -self.slope_rate.flatten(), key, query, None, pack.make(chunk_plan))
+    out = _states(value, steps, -self.slope_rate.flatten(), key, query, None, pack)
     normed = self.norm(out.to(hidden.dtype).flatten(-2))
     return self.out_proj(torch.sigmoid(self.output_gate(hidden)) * normed), None
 
@@ -68,6 +94,9 @@ def _lightning(original: Function, given: Arguments, pack: TreeAttention) -> tup
 _CONVOLUTION = Seam("causal_conv1d_fn", _convolution, ("hidden_states", "weight", "bias", "activation"))
 _DELTA = ("query", "key", "value", "g", "beta", "use_qk_l2norm_in_kernel")
 _SSD = ("hidden_states", "dt", "A", "B", "C", "D", "dt_bias", "dt_softplus", "dt_limit")
+_SELECTIVE = (
+    "hidden_states", "dt", "A", "B", "C", "D", "z", "delta_bias", "delta_softplus", "return_last_state"
+)  # fmt: skip
 
 KINDS = (
     Kind("short convolution", ("ShortConv", "ShortConvolution"), (_CONVOLUTION,)),
@@ -87,6 +116,16 @@ KINDS = (
             Seam("mamba2_chunk_scan", _state_space, _SSD),
             Seam("mamba2_split_conv1d_scan_combined", _unfused),
         ),
+    ),
+    Kind(
+        "selective scan",
+        ("MambaMixer",),
+        (
+            _CONVOLUTION,
+            Seam("mamba_selective_scan", _selective_scan, _SELECTIVE),
+            Seam("mamba_inner_fn", _unfused, optional=True),
+        ),
+        carried=True,
     ),
     Kind("lightning attention", ("LightningAttention",), (), _lightning),
 )

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtr.recurrence.chunks import ChunkPlan
-from mtr.recurrence.states import states
+from mtr.recurrence.states import decayed_states
 
 
 def step_sizes(dt: Tensor, bias: Tensor | None, softplus: bool, limit: tuple[float, float]) -> Tensor:
@@ -58,7 +58,7 @@ def state_space(
     kept = (last[..., None] - decay[plan.above]).masked_fill(~plan.before_fork[:, None, None, :], float("-inf")).exp()
     written = keys[plan.above].mT @ _joined_heads(inputs[plan.above] * kept[..., None])  # [E, G, n, R P]
     update = torch.unflatten(written, -1, (heads // groups, -1)).movedim(-2, 2)
-    before = states(last.exp().flatten(1, 2)[..., None, None], update.flatten(1, 2), plan)
+    before = decayed_states(last.exp().flatten(1, 2)[..., None, None], update.flatten(1, 2), plan)
 
     read = queries @ _joined_heads(torch.unflatten(before, 1, (groups, -1)))  # [N, G, L, R P]
     out = within + torch.unflatten(read, -1, (heads // groups, -1)).movedim(-2, 2) * decay.exp()[..., None]
