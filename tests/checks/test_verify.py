@@ -18,6 +18,7 @@ import mtr.checks.verify
 import mtr.prepare.builder
 import mtr.tree.batch
 from mtr.checks.verify import verify
+from mtr.model.probe import Verdict
 from mtr.recipe.loading import load_recipe
 from mtr.tree.batch import Batch
 from mtr.tree.layout import View
@@ -156,7 +157,7 @@ def _fails(write_recipe: Recipes, dtype: str = "float64") -> None:
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_a_broken_mask_fails(write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     monkeypatch.setattr(mtr.attention.interface, "tile_plan", _causal_plan)
-    monkeypatch.setattr("mtr.model.probe.check_exact", lambda *_, **__: None)  # the probe would refuse it first
+    monkeypatch.setattr("mtr.model.strategy.judge", lambda *_: Verdict(None, None, None))  # it would be per turn
     _fails(write_recipe, dtype)
 
 
@@ -224,9 +225,9 @@ def test_the_per_turn_side_never_sees_a_tree(write_recipe: Recipes, monkeypatch:
     def unusable(*_: Any) -> float:
         return 0.0
 
-    monkeypatch.setattr(mtr.checks.verify, "_single_pass", unusable)
+    monkeypatch.setattr(mtr.checks.verify, "_trained", unusable)
     monkeypatch.setattr("mtr.tree.layout.Tree.layout", None)
     monkeypatch.setattr("mtr.tree.plan.tile_plan", None)
-    monkeypatch.setattr("mtr.model.probe.check_exact", lambda *_, **__: None)
+    monkeypatch.setattr("mtr.model.strategy.judge", lambda *_: Verdict(None, None, None))
     assert verify(recipe, conversations=1)["loss"]["per_turn"] == pytest.approx(expected, rel=1e-12)
     assert View is not None

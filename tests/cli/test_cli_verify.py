@@ -23,7 +23,8 @@ def verified(passed: bool = True) -> dict[str, Any]:
         "dtype": "float64",
         "attention": "segment",
         "device": "cpu",
-        "loss": {"single_pass": 1.0, "per_turn": 1.0},
+        "strategy": "single_pass",
+        "loss": {"trained": 1.0, "per_turn": 1.0},
         "max_relative_difference": both,
         "tolerance": both,
         "tensors": 3,
@@ -64,7 +65,7 @@ def test_json_with_a_file_leaves_the_table_on_standard_output(
     code, out, _ = mtr("verify", *(["--json", file, recipe] if before else [recipe, "--json", file]))
     assert code == 0
     assert json.loads(file.read_text()) == verified()
-    assert "a single pass compared with one pass per turn" in out
+    assert "what is trained, compared with one plain pass per turn" in out
     assert "passed" in out
 
 

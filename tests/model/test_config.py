@@ -249,3 +249,17 @@ def test_learned_positions_have_an_end() -> None:
     assert check_length(config, 64) is None
     with pytest.raises(UserError, match="65 is more than the 64 positions that the model has; lower it"):
         check_length(config, 65)
+
+
+def test_dynamic_rope_has_an_end() -> None:
+    """Beyond it, a row is computed by the longest row before it."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    config = tiny_config("llama", max_position_embeddings=64, rope_parameters=rope)
+    assert check_length(config, 64) is None
+    with pytest.raises(UserError, match=r"beyond 64 tokens the model's dynamic RoPE .* set it to at most 64"):
+        check_length(config, 65)
+
+
+def test_an_encoder_decoder_has_no_turns() -> None:
+    with pytest.raises(ValueError, match="it is an encoder-decoder"):
+        check_config(transformers.T5Config())

@@ -1,61 +1,213 @@
-"""Claims: the probe accepts models that are exact under a tree mask and refuses those that are not."""
+"""Claims: the probe accepts models that are exact over a tree, hybrids among them, and says of others whether their
+turns can share a row; a fault in any kind of layer is caught, wherever it begins; it takes a moment.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from support.hybrids import HYBRIDS
 from support.masks import plain_causal
-from support.models import EXACT, tiny_config
+from support.models import ARCHITECTURES, tiny_config
+from support.released import released_config
 
 import mtr.attention.interface
-from mtr.attention.layers import refusal
-from mtr.errors import UserError
-from mtr.model.probe import TOLERANCE, check_exact, probe, shrink
+import mtr.recurrence.kinds
+from mtr.attention.model_parts import decoder
+from mtr.model.probe import TOLERANCE, Verdict, head_difference, judge, probe, small_model
+from mtr.model.shrink import shrink
+from mtr.model.tree_model import OutputHead
+from mtr.recurrence.chunks import CHUNK
+from mtr.tree.mask import Tree
+
+EXACT = Verdict(tree=None, packed=None, alone=None)
 
 
-@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, *HYBRIDS])
 def test_probe_of_exact_models(kind: str) -> None:
-    assert probe(shrink(tiny_config(kind))) < TOLERANCE == 1e-3
+    assert probe(shrink(tiny_config(kind))) < 1e-10 < TOLERANCE == 1e-6
 
 
-def test_probe_sees_a_broken_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = shrink(tiny_config("qwen3"))
-    assert probe(small) < TOLERANCE
-    monkeypatch.setattr(mtr.attention.interface, "tile_plan", plain_causal)
-    assert probe(small) > 1e-2
+RELEASED = (
+    "qwen3_5", "qwen3_5_moe", "gemma3", "gemma4", "qwen3_vl", "nemotron_h", "falcon_h1", "jamba", "minimax",
+    "gemma3n", "llama4", "mimo_v2_flash", "phi3", "ministral3", "hyperclovax", "granite", "gpt2",
+)  # fmt: skip
 
 
-def test_probe_leaves_the_random_state() -> None:
-    before = torch.random.get_rng_state()
-    probe(shrink(tiny_config("qwen3")))
-    assert torch.equal(torch.random.get_rng_state(), before)
+@pytest.mark.parametrize("family", RELEASED)
+def test_released_sizes_are_judged_in_a_moment(family: str) -> None:
+    """A second time from memory. Measured: 0.5 s at most, which leaves room for a busy machine."""
+    config = released_config(family)
+    started = time.perf_counter()
+    assert judge(config, 4096) == EXACT
+    assert time.perf_counter() - started < 5
+    started = time.perf_counter()
+    assert judge(config, 4096) == EXACT
+    assert time.perf_counter() - started < 0.2
+
+
+# --- what is not exact ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("family", "words"),
     [
-        ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
-        ("MambaConfig", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
+        ("bloom", "does not go through transformers' attention interface"),
+        ("stablelm", "does not hand keyword arguments on to attention"),
+        ("deepseek_v32", "layers of type indexed_attention choose or merge keys by their place in the row"),
+        ("doge", "a small doge model computes other logits over a tree than turn by turn, by "),
+        ("rwkv", "no recurrent layer of it is known"),
     ],
 )
-def test_check_refuses_what_is_not_exact(name: str, options: dict[str, Any]) -> None:
-    asked = getattr(transformers, name)(**options)
-    with pytest.raises(
-        UserError, match=rf"{asked.model_type} models cannot be (trained exactly|shown to be exact): \w+"
-    ):
-        check_exact(asked)
+def test_what_takes_a_row_for_each_turn(family: str, words: str) -> None:
+    verdict = judge(released_config(family), 1024)
+    assert words in str(verdict.tree)
+    assert verdict.packed is not None
+    assert verdict.alone is None
 
 
-def test_check_refuses_linear_attention() -> None:
-    """Were the config silent about it, the probe would find the state that it carries along the row."""
-    asked = tiny_config("qwen3_next")
-    assert "linear_attention" in str(refusal(asked, 1024))
-    with pytest.raises(UserError, match="qwen3_next models cannot be"):
-        check_exact(asked)
+def test_a_limit_of_length_is_a_matter_of_length() -> None:
+    assert judge(released_config("phi3"), 4096) == EXACT
+    beyond = judge(released_config("phi3"), 4097)
+    assert "longrope RoPE" in str(beyond.tree)
+    assert "set sequence.max_length to at most 4096" in str(beyond.packed)
+    assert beyond.alone is None
 
 
-def test_check_accepts_the_exact() -> None:
-    check_exact(tiny_config("qwen3"))
+def test_logits_that_the_loss_would_not_have() -> None:
+    """A head of more than one layer; nothing else about a row of one turn can be wrong."""
+    verdict = judge(released_config("modernbert-decoder"), 1024)
+    assert "computes other logits itself than are computed from its hidden states here" in str(verdict.alone)
+    assert head_difference(shrink(released_config("falcon_h1"))) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["falcon_h1", "hyperclovax", "granite"])
+def test_a_factor_of_the_logits_that_is_missed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OutputHead, "scale", property(lambda _: 1.0, lambda *_: None), raising=False)
+    assert head_difference(shrink(released_config(family))) > 0.1
+
+
+def test_what_cannot_be_tried_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no such\nthing")
+
+    monkeypatch.setattr("mtr.model.probe.small_model", fails)
+    said = "a small llama model cannot be tried (RuntimeError: no such thing)"
+    assert judge(tiny_config("llama", rms_norm_eps=1e-4), 64) == Verdict(said, said, said)
+
+
+def test_the_random_state_stays() -> None:
+    before = torch.random.get_rng_state()
+    probe(shrink(tiny_config("qwen3")))
+    head_difference(shrink(tiny_config("qwen3")))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# --- planted faults ---------------------------------------------------------------------------------------------------
+
+Patch = pytest.MonkeyPatch
+
+
+def broken_mask(patch: Patch, module: Any) -> None:
+    patch.setattr(mtr.attention.interface, "tile_plan", plain_causal)
+
+
+def left_out(name: str) -> Callable[[Patch, Any], None]:
+    """A function of the modelling module that does not follow the tree."""
+
+    def leave_out(patch: Patch, module: Any) -> None:
+        original = getattr(module, name).mtr_original
+
+        @functools.wraps(original)
+        def call(*arguments: Any, tree: Any = None, **options: Any) -> Any:
+            return original(*arguments, **options)
+
+        call.mtr_original = original  # type: ignore[attr-defined]
+        patch.setattr(module, name, call)
+
+    return leave_out
+
+
+def with_parents(name: str, parents: Callable[[Tree], Any]) -> Callable[[Patch, Any], None]:
+    """A plan of recurrent layers that is made for another tree."""
+
+    def plan_another(patch: Patch, module: Any) -> None:
+        right = getattr(mtr.recurrence.kinds, name)
+
+        def plan(tree: Tree, *arguments: Any) -> Any:
+            return right(dataclasses.replace(tree, parent=parents(tree)), *arguments)
+
+        patch.setattr(mtr.recurrence.kinds, name, plan)
+
+    return plan_another
+
+
+def row_before(tree: Tree) -> Any:
+    """At forks, too, the token before in the row; each tree begins anew."""
+    return np.where(tree.parent < 0, -1, np.arange(len(tree.parent)) - 1)
+
+
+def no_state_beyond_a_chunk(tree: Tree) -> Any:
+    """Each path begins anew every 64 tokens."""
+    return np.where(tree.position_ids.numpy() % CHUNK == 0, -1, tree.parent)
+
+
+FAULTS: dict[str, tuple[list[str], Callable[[Patch, Any], None]]] = {
+    "attention without its mask": (["qwen3", "qwen3_next", "jamba", "recurrent_gemma"], broken_mask),
+    "a convolution left out": (["lfm2", "qwen3_next", "bamba", "jamba"], left_out("causal_conv1d_fn")),
+    "a delta rule left out": (["qwen3_next", "olmo_hybrid"], left_out("torch_chunk_gated_delta_rule")),
+    "a scan left out": (["bamba", "nemotron_h", "mamba2"], left_out("mamba2_chunk_scan")),
+    "a selective scan left out": (["jamba", "falcon_mamba"], left_out("mamba_selective_scan")),
+    "convolution history across a branch": (["lfm2", "kimi_linear"], with_parents("convolution_plan", row_before)),
+    "a state across a branch": (["qwen3_5", "bamba", "minimax"], with_parents("chunk_plan", row_before)),
+    "no state beyond a chunk": (
+        ["qwen3_5", "kimi_linear", "bamba", "minimax"],
+        with_parents("chunk_plan", no_state_beyond_a_chunk),
+    ),
+}
+CASES = [(fault, kind) for fault, (names, _) in FAULTS.items() for kind in names]
+
+
+@pytest.mark.parametrize(("fault", "kind"), CASES)
+def test_a_planted_fault_is_caught(fault: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = shrink(tiny_config(kind))
+    assert probe(small) < 1e-10
+    FAULTS[fault][1](monkeypatch, sys.modules[type(decoder(small_model(small))).__module__])
+    assert probe(small) > 1e-3
+
+
+def test_a_leak_at_forks_alone_leaves_rows_that_turns_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config("lfm2", norm_eps=1e-4)
+    with_parents("convolution_plan", row_before)(monkeypatch, None)
+    verdict = judge(config, 64)
+    assert "a small lfm2 model computes other logits over a tree than turn by turn, by " in str(verdict.tree)
+    assert verdict.packed is None
+    assert verdict.alone is None
+
+
+def test_the_probe_is_sharper_than_its_noise() -> None:
+    """Weights of a state are drawn so that it is felt beyond a chunk: without it, logits are others."""
+    small = shrink(tiny_config("mamba2"))
+    with torch.no_grad():
+        model = small_model(small)
+        ids = torch.arange(2 * CHUNK)[None] % 100
+        changed = ids.clone()
+        changed[0, 0] = 101
+        last = [model(input_ids=x, use_cache=False).logits[0, -1] for x in (ids, changed)]
+    assert float((last[0] - last[1]).abs().max() / last[0].abs().max()) > 1e3 * TOLERANCE
+
+
+def test_a_text_config_inside_another_is_tried_in_it() -> None:
+    """Transformers has no causal language model for the text config of Qwen2.5-VL."""
+    small = shrink(transformers.Qwen2_5_VLConfig())
+    assert type(small).__name__ == "Qwen2_5_VLConfig"
+    assert judge(transformers.Qwen2_5_VLConfig(), 1024) == EXACT

@@ -33,7 +33,7 @@ CONTRACT: dict[str, Any] = {
     "data.tools": "tools",
     "data.streaming": True,
     "data.shuffle": True,
-    "sequence.strategy": "single_pass",
+    "sequence.strategy": "auto",
     "sequence.max_length": 4096,
     "sequence.max_tokens": 16384,
     "sequence.overlong": "drop",
@@ -106,7 +106,7 @@ def test_other_values_of_the_contract_load(tmp_path: Path, key: str, value: Any)
         ("data.train.0.weight", ".inf", "finite"),
         ("data.train", "[]", "at least 1 item"),
         ("data.num_workers", "-1", "greater than or equal to 0"),
-        ("sequence.strategy", "double", "'single_pass' or 'per_turn' (got 'double')"),
+        ("sequence.strategy", "double", "'auto', 'single_pass', 'per_turn' or 'per_turn_unpacked' (got 'double')"),
         ("sequence.overlong", "cut", "'drop', 'truncate' or 'error'"),
         ("sequence.max_length", "0", "greater than 0"),
         ("sequence.max_tokens", "-5", "greater than 0"),
@@ -198,7 +198,7 @@ def test_replace_makes_a_checked_copy() -> None:
     recipe = Recipe.model_validate(MINIMAL)
     other = recipe.replace(sequence={"strategy": "per_turn"}, training={"seed": 1})
     assert (other.sequence.strategy, other.training.seed) == ("per_turn", 1)
-    assert (recipe.sequence.strategy, recipe.training.seed) == ("single_pass", 42)
+    assert (recipe.sequence.strategy, recipe.training.seed) == ("auto", 42)
     assert other.sequence.max_length == recipe.sequence.max_length
     with pytest.raises(ValidationError):
         recipe.replace(sequence={"strategy": "none"})

@@ -14,11 +14,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mtr.attention.interface import use_tree_attention
-from mtr.model.tree_model import TreeModel
+from mtr.model.tree_model import TreeModel, use_tree
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import View, merge
 from mtr.tree.packing import Pack
+from support.hybrids import HYBRIDS
 from support.trees import view
 
 _BASE: dict[str, Any] = {
@@ -118,9 +118,13 @@ def save_sharded(tensors: Tensors, folder: Path, shards: int = 2, **weight_map: 
 def save_tiny_model(kind: str, tokenizer: Path, folder: Path, **changes: Any) -> None:
     import transformers
 
-    name, options = ARCHITECTURES[kind]
+    name, options = {**HYBRIDS, **ARCHITECTURES}[kind]
+    save_random_model(getattr(transformers, name)(**{**options, **changes}), tokenizer, folder)
+
+
+def save_random_model(config: Any, tokenizer: Path, folder: Path) -> None:
+    """With the vocabulary and the end of a turn of a tokenizer, which is saved beside it."""
     loaded = transformers.AutoTokenizer.from_pretrained(str(tokenizer))
-    config = getattr(transformers, name)(**{**options, **changes})
     config.vocab_size = len(loaded)
     config.pad_token_id = config.bos_token_id = None
     config.eos_token_id = loaded.eos_token_id
@@ -140,7 +144,7 @@ WITHOUT = {
 
 
 def tiny_config(kind: str, **changes: Any) -> Any:
-    name, options = ARCHITECTURES[kind]
+    name, options = {**HYBRIDS, **ARCHITECTURES}[kind]
     return getattr(transformers, name)(**{**options, "vocab_size": 64, **changes})
 
 
@@ -157,7 +161,7 @@ def wide_model(layers: int = 4) -> Any:
     )
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    use_tree_attention(model)
+    use_tree(model)
     return model.train()
 
 
@@ -199,7 +203,7 @@ def gradients(model: Any, backend: str = "segment") -> tuple[dict[str, torch.Ten
         return tensor
 
     model.zero_grad(set_to_none=True)
-    use_tree_attention(model)
+    use_tree(model)
     model.train()
     batch = build_batch(Pack((merge(chat()),)))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

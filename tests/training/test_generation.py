@@ -4,7 +4,8 @@ stripped by the template; only what the model is asked for is generated and coun
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,14 @@ class Stub:
         self.events: list[str] = []
         self._answers = answers
         self._renderer = renderer
-        monkeypatch.setattr(generation, "use_own_attention", lambda _: self.events.append("own"))
-        monkeypatch.setattr(generation, "use_tree_attention", lambda _: self.events.append("tree"))
+        monkeypatch.setattr(generation, "with_own_attention", self._with_own_attention)
         monkeypatch.setattr(generation, "_generate", self._generate)
+
+    @contextmanager
+    def _with_own_attention(self, _: Any) -> Iterator[None]:
+        self.events.append("own")
+        yield
+        self.events.append("tree")
 
     def eval(self) -> None:
         self.train(False)

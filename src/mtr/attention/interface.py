@@ -15,7 +15,8 @@ model would make itself, and picks the mask of its layer:
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from mtr.attention.dense import own_attention, sdpa_attention
 from mtr.attention.flex import flex_backward, flex_forward, flex_mask
 from mtr.attention.layers import layer_spans
 from mtr.attention.masks import TreeAttention, TreeHandle, distinct
-from mtr.attention.model_parts import base_model, text_config
+from mtr.attention.model_parts import base_model, decoder, text_config
 from mtr.attention.op import BACKWARD, FORWARD, tree_attention
 from mtr.attention.segment import segment_backward, segment_forward
 from mtr.attention.varlen import varlen_backward, varlen_forward
@@ -225,14 +226,28 @@ AttentionInterface.register(IMPLEMENTATION, _attend)
 
 def use_own_attention(model: Any) -> None:
     """The model's own attention and causal mask, sdpa where supported: for generation and the per-turn reference."""
-    base = base_model(model)
-    base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
+    text = decoder(model)
+    text.set_attn_implementation("sdpa" if text._supports_sdpa else "eager")
+    _scale_by_place(base_model(model), True)
+
+
+@contextmanager
+def with_own_attention(model: Any) -> Iterator[None]:
+    """Within it, the model's own attention; then what was there before."""
+    text = decoder(model)
+    before = text.config._attn_implementation
+    use_own_attention(model)
+    try:
+        yield
+    finally:
+        text.set_attn_implementation(before)
 
 
 def use_tree_attention(model: Any) -> None:
     """Attention over the tree that the decoder is handed; each layer is told which of the model's spans is its own."""
     base = base_model(model)
-    base.set_attn_implementation(IMPLEMENTATION)
+    decoder(base).set_attn_implementation(IMPLEMENTATION)
+    _scale_by_place(base, False)
     spans = layer_spans(text_config(base.config))
     for module in base.modules():
         number = getattr(module, "layer_idx", None)
@@ -240,3 +255,10 @@ def use_tree_attention(model: Any) -> None:
             span = spans[number]
             module.mtr_span = distinct(spans).index(span)
             module.mtr_window = span.size if span.kind == "sliding" else 0
+
+
+def _scale_by_place(base: Any, on: bool) -> None:
+    """Whether queries grow with their place in the row, which they do from `mtr.attention.layers.scale_start` on."""
+    for module in base.modules():
+        if hasattr(module, "attn_temperature_tuning"):
+            module.attn_temperature_tuning = on and text_config(base.config).attn_temperature_tuning

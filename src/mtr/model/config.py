@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from mtr.attention.layers import changing_ropes
 from mtr.attention.model_parts import text_config
 from mtr.errors import UserError, described
+from mtr.model.auto_class import auto_class
 from mtr.model.weights import Stored
 
 _POSITIVE = (
@@ -30,6 +32,8 @@ def check_config(config: Any) -> None:
     Raises:
         ValueError: names the key.
     """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError("it is an encoder-decoder; only decoder-only models have turns that share a prefix")
     for key in _POSITIVE:
         value = getattr(config, key, None)
         if isinstance(value, (str, float)):
@@ -86,10 +90,8 @@ def check_size(
 
 def _count_parameters(config: Any, trust_remote_code: bool) -> int:
     """Of the model on the meta device, which takes no memory."""
-    from transformers import AutoModelForCausalLM
-
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -150,9 +152,16 @@ def check_length(config: Any, max_length: int) -> str | None:
     """A warning if sequence.max_length goes beyond the positions that the model was made for.
 
     Raises:
-        UserError: positions are learned, one by one, so there are none beyond.
+        UserError: positions are learned, one by one, so there are none beyond; or beyond them a row is computed by the
+            longest row before it.
     """
     text = text_config(config)
+    for kind, most in changing_ropes(text):
+        if kind == "dynamic" and max_length > most:
+            raise UserError(
+                f"sequence.max_length: beyond {most} tokens the model's dynamic RoPE depends on the longest row so far "
+                f"and so on the order of the data; set it to at most {most}"
+            )
     limit = _positions(text)
     if limit is None or max_length <= limit:
         return None

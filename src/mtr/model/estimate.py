@@ -1,7 +1,7 @@
 """Memory of a training step without the device, the weights or any arithmetic: storages of fake tensors, followed.
 
-    two and three layers of the model, as fake tensors  ->  forward and backward  ->  most bytes alive at a time
-    three minus two is one layer, which is a line: peak(2) + (layers - 2) * (peak(3) - peak(2))
+    a few layers of the model, as fake tensors  ->  forward and backward  ->  most bytes alive at a time
+    one layer more of a kind is a line:  peak(few) + sum over kinds of (layers not among them) * (peak(one more) - peak)
 
 The operators are those of a real step, checkpointing, LoRA and autocast included. Left out are what kernels take inside
 (workspaces, the keys that varlen gathers, gathered dense masks) and what the allocator loses. Layers that torch.compile
@@ -26,18 +26,23 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mtr.attention.model_parts import text_config
+from mtr.attention.model_parts import idle_parts, text_config
 from mtr.model.checkpointing import checkpoint_activations
+from mtr.model.layer_kinds import kinds_of_layers
+from mtr.model.shrink import _keep as keep_layers
 from mtr.model.training_state import SHARE, TrainingState, training_state
-from mtr.model.tree_model import TreeModel
+from mtr.model.tree_model import RowModel, TreeModel
 from mtr.recipe.sections import Backend, Checkpointing
 from mtr.tree.batch import Batch
+
+Layers = tuple[int, ...]
+"""Numbers of layers of the whole model."""
 
 _HALF = (torch.bfloat16, torch.float16)
 _LINEAR = 2**14
 """Tokens from which on every chunk of the loss is full."""
-_PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
-"""Lists of a config with one entry a layer."""
+_FORK = 128
+"""Tokens after which a tree forks: recurrent layers fill up what is shorter than a chunk."""
 
 
 class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -92,7 +97,7 @@ class Estimator:
 
     config: Any
     build: Callable[[Any], Any]
-    """Makes the model of a config as it is trained, with tree attention and LoRA, from within the meta device."""
+    """Makes the model of a config as it is trained, with its attention and LoRA, from within the meta device."""
     half: torch.dtype
     """Of an autocast: there is one where 16-bit weights are trained."""
     autocast: bool
@@ -104,6 +109,8 @@ class Estimator:
     multiple: int = 1
     """The length of a pack is padded to one of it."""
     on_cuda: bool = True
+    unpacked: bool = False
+    """A pack is one turn, with the model's own attention."""
 
     @property
     def share(self) -> float:
@@ -127,23 +134,27 @@ class Estimator:
             short, long = (self.activations(mode, n) for n in (_LINEAR // 2, _LINEAR))
             return long + (tokens - _LINEAR) * (long - short) // (_LINEAR // 2)
         if mode == "offload":  # two layers' inputs are on the device: the one in use, and the one on its way
-            return self._peak(2, "full", tokens)
-        return self._in_depth(lambda depth: self._peak(depth, mode, tokens))
+            return self._peak(self._few, "full", tokens)
+        return self._of_all_layers(lambda kept: self._peak(kept, mode, tokens))
 
     def weights(self) -> int:
         """Bytes of all weights and buffers: those of 16 bits that are trained in float32, frozen ones as loaded."""
-        return self._in_depth(lambda depth: sum(map(_size, _tensors(self._model(depth)[0]))))
+        return self._of_all_layers(lambda kept: sum(map(_size, _tensors(self._model(kept)[0]))))
 
     def training_state(self) -> TrainingState:
-        two, three = (
-            training_state(self._model(depth)[0].parameters(), self.optim, self.on_cuda) for depth in self._depths
-        )
-        fields = ("gradients", "optimizer", "update")
-        return TrainingState(*(self._line(getattr(two, name), getattr(three, name)) for name in fields))
+        def part(name: str) -> int:
+            return self._of_all_layers(lambda kept: getattr(self._state(kept), name))
+
+        return TrainingState(part("gradients"), part("optimizer"), part("update"))
+
+    def _state(self, kept: Layers) -> TrainingState:
+        return training_state(self._model(kept)[0].parameters(), self.optim, self.on_cuda)
 
     def gathered(self) -> int:
         """Bytes that fsdp2 gathers at a time: all that is outside of the layers and two layers, and their gradients."""
-        return sum((1 + p.requires_grad) * _size(p) for p in self._model(self._depths[0])[0].parameters())
+        model = self._model(self._few[-2:])[0]
+        idle = {id(p) for part in idle_parts(model).values() for p in part.parameters()}
+        return sum((1 + p.requires_grad) * _size(p) for p in model.parameters() if id(p) not in idle)
 
     # --- a small model of fake tensors ---
 
@@ -151,31 +162,41 @@ class Estimator:
     def _mode(self) -> FakeTensorMode:
         return FakeTensorMode()
 
-    @property
-    def _depths(self) -> tuple[int, int]:
-        return min(2, self.layers), min(3, self.layers)
+    @functools.cached_property
+    def _kinds(self) -> list[Any]:
+        """Of each layer; layers of a kind take the same."""
+        return kinds_of_layers(text_config(self.config))
 
-    def _in_depth(self, measure: Callable[[int], int]) -> int:
-        two, three = map(measure, self._depths)
-        return self._line(two, three)
+    @functools.cached_property
+    def _few(self) -> Layers:
+        """The first layer of each kind, and the last layer of all, which is where the backward begins."""
+        return tuple(sorted({self._kinds.index(kind) for kind in self._kinds} | {self.layers - 1}))
 
-    def _line(self, two: int, three: int) -> int:
-        return two + (self.layers - 2) * (three - two) if self.layers > 2 else two
+    @functools.cached_property
+    def _more(self) -> list[tuple[Layers, int]]:
+        """These layers and one more of a kind, and how many more of it there are."""
+        left = [layer for layer in range(self.layers) if layer not in self._few]
+        kinds = dict.fromkeys(self._kinds[layer] for layer in left)
+        by_kind = [[layer for layer in left if self._kinds[layer] == kind] for kind in kinds]
+        return [(tuple(sorted((*self._few, layers[0]))), len(layers)) for layers in by_kind]
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019
-    def _model(self, depth: int) -> tuple[Any, bool]:
-        """The first layer and the last one, twice with a depth of three, with master weights; is there an autocast?"""
-        last = self.layers - 1
+    def _of_all_layers(self, measure: Callable[[Layers], int]) -> int:
+        few = measure(self._few)
+        return few + sum(count * (measure(kept) - few) for kept, count in self._more)
+
+    @functools.lru_cache(maxsize=16)  # noqa: B019
+    def _model(self, kept: Layers) -> tuple[Any, bool]:
+        """Of these layers, with master weights; is there an autocast?"""
         with torch.device("meta"), torch.random.fork_rng(devices=[]), _without_warnings():
-            model = self.build(_with_layers(self.config, [0, last, last][:depth])).train()
+            model = self.build(_with_layers(self.config, kept)).train()
         mixed = any(p.requires_grad and p.dtype in _HALF for p in model.parameters())
         _make_fake(model, self._mode)
         return model, mixed or self.autocast
 
-    def _peak(self, depth: int, mode: Checkpointing, tokens: int) -> int:
-        model, mixed = self._model(depth)
+    def _peak(self, kept: Layers, mode: Checkpointing, tokens: int) -> int:
+        model, mixed = self._model(kept)
         checkpoint_activations(model, mode)
-        tree_model = TreeModel(model, self.backend)
+        tree_model = RowModel(model) if self.unpacked else TreeModel(model, self.backend)
         with self._mode:
             batch = _batch(-(-tokens // self.multiple) * self.multiple)
             for parameter in model.parameters():
@@ -191,17 +212,12 @@ class Estimator:
         return storages.peak
 
 
-def _with_layers(config: Any, kept: list[int]) -> Any:
+def _with_layers(config: Any, kept: Layers) -> Any:
     """A config of these layers only."""
     small = copy.deepcopy(config)
     vars(small).pop("quantization_config", None)
     text = text_config(small)
-    for name in _PER_LAYER:
-        if isinstance(given := getattr(text, name, None), list):
-            setattr(text, name, [given[i] for i in kept])
-    if isinstance(dense := getattr(text, "first_k_dense_replace", None), int):
-        text.first_k_dense_replace = sum(i < dense for i in kept)
-    text.num_hidden_layers = len(kept)
+    keep_layers(text, list(kept), text.num_hidden_layers)
     return small
 
 
@@ -225,9 +241,13 @@ def _fake(tensor: Tensor, dtype: torch.dtype, mode: FakeTensorMode) -> FakeTenso
 
 
 def _batch(tokens: int) -> Batch:
+    """A trunk with a branch from time to time: attention does not look at it, recurrent layers do."""
     ids = torch.zeros(tokens, dtype=torch.int64)
     weight = torch.zeros(tokens, dtype=torch.float64)
-    return Batch(ids[None], ids[None], ids, np.zeros(tokens, np.int64), ids, ids, weight, tokens)
+    index = np.arange(tokens)
+    leaves_branch = (index % (2 * _FORK) == 0) & (index > 0)
+    parent = index - 1 - _FORK * leaves_branch
+    return Batch(ids[None], ids[None], ids, parent, ids, ids, weight, tokens)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -10,18 +10,25 @@ import torch
 from mtr.attention.model_parts import base_model
 from mtr.errors import UserError
 from mtr.model.compiled import compile_layers, wants_compiling
-from mtr.recipe.sections import TrainingSection
+from mtr.recipe.sections import Recipe
 
 
-def speed_up_layers(model: Any, training: TrainingSection, device: torch.device) -> None:
+def speed_up_layers(model: Any, recipe: Recipe, device: torch.device) -> None:
     """What the recipe asks for.
 
     Raises:
         UserError: it cannot be had here.
     """
+    training = recipe.training
     if training.use_liger_kernel:
         use_liger_kernel(model, device)
-    if wants_compiling(training.torch_compile, device, training.use_liger_kernel):
+    if recipe.sequence.unpacked:
+        if training.torch_compile is True:
+            raise UserError(
+                "training.torch_compile: layers are compiled for packs of a tree, and each turn has a row of its own "
+                "here (sequence.strategy); set it to auto or false"
+            )
+    elif wants_compiling(training.torch_compile, device, training.use_liger_kernel):
         compile_layers(model, may_fall_back=training.torch_compile == "auto")
 
 

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from mtr.attention.choice import choose_backends
-from mtr.attention.layers import refusal
-from mtr.attention.model_parts import text_config
+from mtr.attention.model_parts import freeze_idle, text_config
 from mtr.errors import UserError, one_line
+from mtr.model.auto_class import auto_class
 from mtr.model.config import check_config, check_size
 from mtr.model.lora import add_lora, check_kept
 from mtr.model.pretrained import Allowed, load_pretrained
-from mtr.model.probe import check_exact
 from mtr.model.quantization import four_bits, unquantised
 from mtr.model.weights import stored_tensors, weight_files
 from mtr.recipe.model_config import read_config
@@ -34,14 +33,14 @@ DTYPES = {
 
 
 def load_config(recipe: Recipe, random_weights: bool = False) -> Any:
-    """The model's config. A model that cannot be exact, and a config that does not fit its weights, are refused here,
-    before weights are read or memory is taken.
+    """The model's config. One that does not fit its weights is refused here, before weights are read or memory is
+    taken.
 
     Args:
         random_weights: there need not be any weight files.
 
     Raises:
-        UserError: there is no config, it contradicts itself or the weights, or it rules exactness out.
+        UserError: there is no config, or it contradicts itself or the weights.
     """
     model = recipe.model
     name = check_model_folder(model.name_or_path)
@@ -59,8 +58,6 @@ def load_config(recipe: Recipe, random_weights: bool = False) -> Any:
         raise UserError(f"model.name_or_path: no model config at {name}: {one_line(error)}") from None
     except ValueError as error:
         raise UserError(f"model.name_or_path: {name}: config.json cannot be used: {one_line(error)}") from None
-    if reason := refusal(text_config(config), recipe.sequence.max_length):
-        raise UserError(f"{name} ({config.model_type}) cannot be trained exactly: {reason}")
     itemsize = compute_dtype(recipe, config).itemsize if random_weights else 0.5
     _check_files(recipe, config, random_weights, itemsize)
     return config
@@ -112,18 +109,21 @@ def load_model(
             of the weight files are read.
 
     Raises:
-        UserError: the model cannot be loaded, would not be exact, or lacks modules that the recipe names.
+        UserError: the model cannot be loaded, or lacks modules that the recipe names.
     """
     config = load_config(recipe, random_weights)
-    choose_backends(recipe.model.attention, text_config(config), device, compute_dtype(recipe, config, dtype))
+    if not recipe.sequence.unpacked:
+        choose_backends(recipe.model.attention, text_config(config), device, compute_dtype(recipe, config, dtype))
     quantisation = unquantised(config)
     if quantise and recipe.model.load_in_4bit:
         quantisation = four_bits(device)
-    check_exact(config, trust_remote_code=recipe.model.trust_remote_code)
     asked = dtype or recipe.model.dtype
     for key in _dropout_keys(config):
         log.warning("%s of the model is set to 0; only lora.dropout is applied", key)
         setattr(text_config(config), key, 0.0)
+    if getattr(text_config(config), "output_router_logits", False):
+        log.warning("output_router_logits of the model is set to false; the loss is that of tokens, by either strategy")
+        text_config(config).output_router_logits = False
     placement = placement or device
     if random_weights:
         model = _random_model(recipe, config, asked, placement)
@@ -131,6 +131,7 @@ def load_model(
         model = _pretrained_model(recipe, config, asked, placement, quantisation)
     if model.dtype == torch.float64:
         model.set_experts_implementation("eager")  # the grouped kernels have no float64
+    freeze_idle(model)
     if recipe.lora is not None:
         model = add_lora(model, recipe.lora, recipe.training.seed)
     elif model.dtype == torch.float16:
@@ -148,9 +149,9 @@ def _pretrained_model(
         model, fresh = load_pretrained(
             section.name_or_path,
             section.revision,
+            config,
             Allowed(tuple(section.allow_missing), tuple(section.allow_unexpected)),
             recipe.training.seed,
-            config=config,
             trust_remote_code=section.trust_remote_code,
             dtype="auto" if dtype == "auto" else DTYPES[dtype],
             **placed,
@@ -165,14 +166,12 @@ def _pretrained_model(
 
 def _random_model(recipe: Recipe, config: Any, dtype: str, device: torch.device) -> Any:
     """Created on its device and in its dtype, so that there is never a second copy or one in float32."""
-    from transformers import AutoModelForCausalLM
-
     config = copy.deepcopy(config)
     vars(config).pop("quantization_config", None)
     wanted = compute_dtype(recipe, config, dtype)
     torch.manual_seed(recipe.training.seed)
     with device:
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code, dtype=wanted)
+        return auto_class(config).from_config(config, trust_remote_code=recipe.model.trust_remote_code, dtype=wanted)
 
 
 def _dropout_keys(config: Any) -> list[str]:

@@ -1,8 +1,11 @@
-"""Is a model exact under a tree mask? Tested by behaviour, because a config does not tell.
+"""Is a model exact over a tree? Tested by behaviour, because a config does not tell.
 
-A small random model of the same architecture (every layer type once, few layers, small experts, a small vocabulary,
-windows shrunk so that they bite) runs a three-leaf tree in float32 and the three paths separately. Where state
-leaks across branches, the hidden states differ by 1e-1; where the mask works, by 1e-6.
+A small random model of the same architecture (`mtr.model.shrink`) runs a pack of two trees in float64, and each path
+by itself with the model's own attention. Paths are longer than the chunks of recurrent layers and fork within chunks
+and within branches. Where something leaks across branches, logits differ by 1e-3 to 1; where nothing does, by 1e-12.
+
+What one pass cannot do is tried again as separate paths that share a row, and is left to rows of one turn if that
+differs, too.
 """
 
 from __future__ import annotations
@@ -10,34 +13,56 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from mtr.attention.interface import use_own_attention
+from mtr.attention.layers import refusal
+from mtr.attention.model_parts import base_model, decoder, idle_parts, output_embeddings, text_config
 from mtr.errors import UserError, one_line
-from mtr.model.tree_model import TreeModel, use_tree
+from mtr.model.auto_class import auto_class
+from mtr.model.float64 import keep_float64
+from mtr.model.shrink import shrink
+from mtr.model.tree_model import OutputHead, TreeModel, use_tree
+from mtr.recurrence.chunks import CHUNK
 from mtr.tree.batch import build_batch
-from mtr.tree.layout import View, merge, path_to
+from mtr.tree.layout import Ints, Layout, View, merge, path_to
 from mtr.tree.packing import Pack
 
-TOLERANCE = 1e-3
-"""Relative to the largest hidden state or logit; right models stay below 5e-6, wrong ones above 9e-2."""
-_WINDOW = 24
-_VOCABULARY = 128
+TOLERANCE = 1e-6
+"""Relative to the largest logit of a path; right models stay below 1e-9, wrong ones above 1e-4."""
+_TOLERANCE_OF_HEADS = 1e-4
+"""In float32."""
+_MOST_PARAMETERS = 20_000_000
 
 
-def check_exact(config: Any, trust_remote_code: bool = False) -> None:
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a model is exact, by how its turns are laid out."""
+
+    tree: str | None
+    """Why one pass over a tree is not exact; None where it is."""
+    packed: str | None
+    """Why several turns cannot share a row; None where they can."""
+    alone: str | None
+    """Why not even a row of one turn can be trained; None where it can."""
+
+
+def judge(config: Any, max_length: int, trust_remote_code: bool = False) -> Verdict:
+    """By what the config says, and by a small model of its architecture.
+
+    Args:
+        max_length: tokens of the longest turn.
     """
-    Raises:
-        UserError: the architecture is not exact under a tree mask, with the reason.
-    """
-    _check(
-        json.dumps(config.to_dict(), default=str, sort_keys=True),
-        _Held(config),
-        trust_remote_code,
-    )
+    key = json.dumps(config.to_dict(), default=str, sort_keys=True)
+    if reason := refusal(text_config(config), max_length):
+        return Verdict(reason, reason, _without_head(key, _Held(config), trust_remote_code))
+    return _judge(key, _Held(config), trust_remote_code)
 
 
 class _Held:
@@ -54,89 +79,158 @@ class _Held:
 
 
 @functools.lru_cache(maxsize=8)
-def _check(key: str, held: _Held, trust_remote_code: bool) -> None:
+def _judge(key: str, held: _Held, trust_remote_code: bool) -> Verdict:
     config = held.config
-    try:
-        difference = probe(shrink(config), trust_remote_code)
-    except UserError as error:
-        raise UserError(f"{config.model_type} models cannot be trained exactly: {error}") from None
-    except Exception as error:  # whatever an unknown architecture raises, it has not been shown to be exact
-        reason = one_line(error)
-        kind = type(error).__name__
-        raise UserError(
-            f"{config.model_type} models cannot be shown to be exact: the probe of a small one fails ({kind}: {reason})"
-        ) from error
-    if difference > TOLERANCE:
-        raise UserError(
-            f"{config.model_type} models cannot be trained exactly: a tree mask changes what they compute "
-            f"(a probe differs by {difference:.1e} from separate passes; something carries state along the row). "
-            "Use a model whose layers mix tokens by attention alone"
-        )
+    tried, tree = _tried(config, lambda small: probe(small, trust_remote_code), "over a tree than turn by turn")
+    if tree is None:
+        return Verdict(None, None, None)
+    packed: str | None = tree
+    if tried:
+        forest = functools.partial(probe, trust_remote_code=trust_remote_code, in_tree=False)
+        _, packed = _tried(config, forest, "where turns share a row than by themselves")
+    return Verdict(tree, packed, packed and _without_head(key, held, trust_remote_code))
 
 
-def shrink(config: Any) -> Any:
-    """A config of the same architecture, small enough to run in a moment on a CPU."""
-    small = copy.deepcopy(config)
-    text = small.get_text_config() if hasattr(small, "get_text_config") else small
-    layers = text.num_hidden_layers
-    types = getattr(text, "layer_types", None)
-    kept = sorted({types.index(kind) for kind in types} | {0, 1} if types else {0, 1})
-    kept = [i for i in kept if i < layers]
-    dense_first = getattr(text, "first_k_dense_replace", None)  # a dense layer and one with experts
-    if isinstance(dense_first, int):
-        text.first_k_dense_replace = min(1, dense_first)
-    if types:
-        text.layer_types = [types[i] for i in kept]
-    for name in ("mlp_layer_types", "no_rope_layers"):
-        if isinstance(getattr(text, name, None), list):
-            setattr(text, name, [getattr(text, name)[i] for i in kept])
-    text.num_hidden_layers = len(kept)
-    if getattr(text, "sliding_window", None):
-        text.sliding_window = min(text.sliding_window, _WINDOW)
-    if getattr(text, "attention_chunk_size", None):
-        text.attention_chunk_size = min(text.attention_chunk_size, _WINDOW)
-    text.vocab_size = _VOCABULARY
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if getattr(text, name, None) is not None:
-            setattr(text, name, None)
-    for name in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"):
-        if isinstance(getattr(text, name, None), int):
-            setattr(text, name, min(getattr(text, name), 128))
-    for name in ("num_experts", "num_local_experts", "n_routed_experts"):
-        if isinstance(getattr(text, name, None), int):
-            setattr(text, name, min(getattr(text, name), max(8, getattr(text, "n_group", None) or 0)))
-    for name in ("num_experts_per_tok", "num_experts_per_token", "top_k_experts"):
-        if isinstance(getattr(text, name, None), int):
-            setattr(text, name, min(getattr(text, name), 4))
-    return small
+@functools.lru_cache(maxsize=8)
+def _without_head(key: str, held: _Held, trust_remote_code: bool) -> str | None:
+    """Why the loss would be another, whatever the rows are."""
+    return _tried(
+        held.config,
+        lambda small: head_difference(small, trust_remote_code),
+        "itself than are computed from its hidden states here",
+        _TOLERANCE_OF_HEADS,
+    )[1]
 
 
-def probe(config: Any, trust_remote_code: bool = False) -> float:
-    """The largest relative difference of hidden states and logits between a tree and its paths run separately."""
-    from transformers import AutoModelForCausalLM
+def _tried(
+    config: Any, difference: Callable[[Any], float], than: str, tolerance: float = TOLERANCE
+) -> tuple[bool, str | None]:
+    """Whether a small model ran, and why something is not exact."""
+    first: Exception | None = None
+    for small in _small_ones(config):
+        try:
+            found = difference(small())
+            break
+        except UserError as error:
+            return False, str(error)
+        except Exception as error:  # whatever an unknown architecture raises, it has not been shown to be exact
+            first = first or error
+    else:
+        problem = f"{type(first).__name__}: {one_line(first)}"
+        return False, f"a small {config.model_type} model cannot be tried ({problem})"
+    if found <= tolerance:
+        return True, None
+    return True, f"a small {config.model_type} model computes other logits {than}, by {found:.0e} of the largest"
 
-    rng = np.random.default_rng(0)
-    trunk, *tails = (rng.integers(0, _VOCABULARY, n) for n in (40, 30, 28, 20))
-    paths = [np.concatenate([trunk[:share], tail]) for share, tail in zip((40, 33, 20), tails, strict=True)]
-    layout = merge([View(path[:1], path[1:], np.ones(len(path) - 1)) for path in paths])
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+
+def _small_ones(config: Any) -> Iterator[Callable[[], Any]]:
+    """Ways to a small config, the best first."""
+    yield lambda: shrink(config)
+    yield lambda: shrink(config, heads=False)  # some code has the sizes of heads written into it
+    if text_config(config) is not config:
+        yield lambda: shrink(text_config(config))  # text may go through a tower before it is seen to be no image
+
+
+def probe(config: Any, trust_remote_code: bool = False, in_tree: bool = True) -> float:
+    """The largest relative difference of logits between paths that share a row and the same paths by themselves.
+
+    Args:
+        config: a small one.
+        in_tree: paths share their beginnings; else each begins at a root of its own.
+    """
+    paths = _paths(text_config(config).vocab_size)
+    trees = [paths[:-1], paths[-1:]] if in_tree else [[path] for path in paths]
+    layouts = [_layout(tree) for tree in trees]
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), keep_float64():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, dtype=torch.float32)
-        for parameter in model.parameters():  # with initial weights, which are small, a leak would hardly show
-            if parameter.dim() > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-        model.eval()
+        model = small_model(config, trust_remote_code)
         use_tree(model)
         tree_model = TreeModel(model, "segment")
-        hidden = tree_model.hidden(build_batch(Pack((layout,))))
-        logits = tree_model.head(hidden)
+        logits = tree_model.head(tree_model.hidden(build_batch(Pack(tuple(layouts)), pad_to_multiple_of=16)))
         use_own_attention(model)
-        worst = 0.0
-        for (leaf, _), path in zip(layout.leaves, paths, strict=True):
-            ids = torch.from_numpy(path)[None]
-            alone = model(input_ids=ids, use_cache=False).logits[0]
-            ours = logits[torch.from_numpy(path_to(layout, leaf))]
-            worst = max(worst, float((ours - alone).abs().max() / alone.abs().max()))
-    return worst
+        differences, start = [], 0
+        for tree, layout in zip(trees, layouts, strict=True):
+            for path, (leaf, _) in zip(tree, layout.leaves, strict=True):
+                alone = model(input_ids=torch.from_numpy(path)[None], use_cache=False).logits[0]
+                ours = logits[start + torch.from_numpy(path_to(layout, leaf))]
+                differences.append(float((ours - alone).abs().max() / alone.abs().max()))
+            start += layout.num_tokens
+    return float(np.max(differences))  # NaN if one is
+
+
+def head_difference(config: Any, trust_remote_code: bool = False) -> float:
+    """Between a model's own logits and those that its loss is computed from here, relative to the largest."""
+    ids = torch.from_numpy(_paths(text_config(config).vocab_size)[0])[None]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = small_model(config, trust_remote_code, torch.float32)  # not all code can run in float64
+        use_own_attention(model)
+        own = model(input_ids=ids, use_cache=False).logits[0]
+        ours = OutputHead(base_model(model))(decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[0])
+    return float((ours - own).abs().max() / own.abs().max())
+
+
+def _paths(vocabulary: int) -> list[Ints]:
+    """Forks within chunks and at their ends, off a branch, with a branch of one token; the last is a tree by itself."""
+    rng = np.random.default_rng(0)
+    chunk = CHUNK
+    trunk, branch, twig, early, lone = (
+        rng.integers(0, vocabulary, n) for n in (2 * chunk + 17, chunk + 6, 20, 30, chunk + 6)
+    )
+    first = np.concatenate([trunk[: chunk + 16], branch])
+    return [
+        trunk,
+        first,
+        np.concatenate([first[: 2 * chunk - 18], twig]),
+        np.concatenate([trunk[:33], early]),
+        np.concatenate([trunk[:chunk], early[:1]]),
+        lone,
+    ]
+
+
+def _layout(paths: Sequence[Ints]) -> Layout:
+    return merge([View(path[:1], path[1:], np.ones(len(path) - 1)) for path in paths])
+
+
+@torch.no_grad()
+def small_model(config: Any, trust_remote_code: bool = False, dtype: torch.dtype = torch.float64) -> Any:
+    """A random model on the CPU, with weights large enough and states long enough for a leak to show.
+
+    Raises:
+        ValueError: the config is not of a small model, or not of one that can run.
+    """
+    auto = auto_class(config)
+    with torch.device("meta"):
+        model = auto.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    if (size := sum(parameter.numel() for parameter in decoder(model).parameters())) > _MOST_PARAMETERS:
+        raise ValueError(f"its config cannot be made small: {size:,} parameters are left")
+    if any(getattr(module, "num_key_value_groups", 1) < 1 for module in decoder(model).modules()):
+        raise ValueError("its config cannot be made small: more heads have keys than queries")
+    if idle_parts(model):
+        _make_text(model, dtype)
+    else:
+        model = auto.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype).to(dtype)
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            continue
+        if "A_log" in name:
+            parameter.copy_(torch.randn_like(parameter) * 0.5 - 1.0)
+        elif re.search(r"dt_(proj[._])?bias", name):  # a state halves within 2 tokens, or only within 100
+            parameter.copy_(torch.linspace(-4.0, 0.0, parameter.numel()).view_as(parameter))
+        elif parameter.dim() > 1:
+            parameter.normal_(std=parameter[0].numel() ** -0.5)
+        else:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the grouped kernels have no float64
+    return model.eval()
+
+
+def _make_text(model: Any, dtype: torch.dtype) -> None:
+    """Of a model on the meta device, what text goes through gets memory; towers for images and sound stay there."""
+    text = decoder(model)
+    name = next(name for name, module in model.named_modules() if module is text)
+    made = type(text)(text.config).to(dtype)
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, made)
+    output_embeddings(model).to_empty(device="cpu").to(dtype)

@@ -5,16 +5,18 @@ The loss is computed inside forward, because FSDP gathers weights only there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mtr.attention.interface import use_tree_attention
 from mtr.attention.layers import layer_spans
 from mtr.attention.masks import TreeAttention, TreeHandle
-from mtr.attention.model_parts import base_model, decoder, text_config
+from mtr.attention.model_parts import base_model, decoder, output_embeddings, text_config
 from mtr.errors import UserError
 from mtr.model.loss import chunk_size, weighted_nll
 from mtr.recipe.sections import Backend
@@ -99,9 +101,30 @@ class TreeModel(nn.Module):
         return loss
 
 
+class RowModel(TreeModel):
+    """For models over which no tree can be laid: a pack is one turn, computed as transformers would by itself."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model, "sdpa")
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """[T, hidden size], with the model's own attention, mask and positions."""
+        assert np.array_equal(batch.parent, np.arange(len(batch.parent)) - 1), "a row holds one turn, without padding"
+        hidden: Tensor = decoder(self.model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state[0]
+        return hidden
+
+
 def _is_computed(x: Tensor) -> bool:
     """Meta and fake tensors have shapes only: attention's operator does not run."""
     return not x.is_meta and type(x) is Tensor
+
+
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+_FACTORS = ("logit_scale", "lm_head_multiplier")
+_DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+"""Of logits, in configs. `mtr.model.probe` meets a model that changes them in yet another way."""
+_MULTIPLIED = ("hyperclovax",)
+"""Types of models for which `logits_scaling` is a factor."""
 
 
 class OutputHead:
@@ -111,12 +134,16 @@ class OutputHead:
         config = text_config(base.config)
         self._base = base
         self.chunk = chunk_size(config.vocab_size)
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self.scale = float(getattr(config, "logit_scale", None) or 1.0)
-        self.scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        caps = (getattr(config, name, None) for name in _SOFT_CAPS)
+        self.softcap: float | None = next((cap for cap in caps if cap is not None), None)
+        scales = {name: float(getattr(config, name, None) or 1.0) for name in (*_FACTORS, *_DIVISORS)}
+        if config.model_type in _MULTIPLIED:
+            scales["logits_scaling"] **= -1
+        self.scale = math.prod(scales[name] for name in _FACTORS) / math.prod(scales[name] for name in _DIVISORS)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self._base.get_output_embeddings()(hidden)
+        head = output_embeddings(self._base)
+        logits: Tensor = head(_as_taken(hidden, getattr(head, "weight", None)))
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -124,4 +151,12 @@ class OutputHead:
         return logits
 
     def trainable(self) -> list[nn.Parameter]:
-        return [p for p in self._base.get_output_embeddings().parameters() if p.requires_grad]
+        return [p for p in output_embeddings(self._base).parameters() if p.requires_grad]
+
+
+def _as_taken(hidden: Tensor, weight: Tensor | None) -> Tensor:
+    """Decoders that add up in float32 end in it, whatever their weights are in."""
+    if weight is None or torch.is_autocast_enabled(hidden.device.type):
+        return hidden
+    narrower = weight.dtype in (torch.bfloat16, torch.float16) and hidden.dtype == torch.float32
+    return hidden.to(weight.dtype) if narrower else hidden

@@ -79,10 +79,11 @@ class Builder:
             counts.add(count_views(turns, views[-1]))
             counts.remarks.update(row.remarks)
         sequence = self.recipe.sequence
-        layouts = merge_conversations(views, sequence.strategy, sequence.merge, sequence.budget, self.num_processes)
+        strategy, budget = sequence.laid_out, sequence.budget
+        layouts = merge_conversations(views, strategy, sequence.merge, budget, self.num_processes)
         counts.tokens = sum(layout.num_tokens for layout in layouts)
         counts.trees = len(layouts)
-        packs = build_packs(layouts, sequence.budget, self.num_processes, self.cost)
+        packs = build_packs(layouts, budget, self.num_processes, self.cost, strategy)
         return Step(
             batches=tuple(self.batch(pack) for pack in packs[self.process]),
             weight_sum=float(sum(layout.weight.sum() for layout in layouts)),

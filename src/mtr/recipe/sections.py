@@ -205,7 +205,10 @@ class DataSection(Section):
 
 
 class SequenceSection(Section):
-    strategy: Literal["single_pass", "per_turn"] = "single_pass"
+    strategy: Literal["auto", "single_pass", "per_turn", "per_turn_unpacked"] = "auto"
+    """One pass over each conversation, or one for each turn; auto: one pass where it is exact for the model, which a
+    probe finds out, else per turn. Unpacked, each turn has a row of its own, with the model's own attention; per_turn
+    falls back to that where turns that share a row would not be exact."""
     merge: Literal["conversation", "step"] = "conversation"
     """What forms one tree: the turns of a conversation, or of all conversations of a step that share a prefix."""
     max_length: Tokens = 4096
@@ -217,6 +220,16 @@ class SequenceSection(Section):
     """What happens to a turn longer than max_length."""
     on_oom: Literal["error", "split"] = "error"
     """When a pack does not fit in the device's memory: stop, or repeat the step with smaller packs."""
+
+    @property
+    def laid_out(self) -> Literal["single_pass", "per_turn", "per_turn_unpacked"]:
+        """The strategy; auto is one pass as long as nothing is known of the model."""
+        return "single_pass" if self.strategy == "auto" else self.strategy
+
+    @property
+    def unpacked(self) -> bool:
+        """Whether each turn has a row of its own."""
+        return self.strategy == "per_turn_unpacked"
 
     @property
     def budget(self) -> int:

@@ -17,12 +17,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from mtr.attention.choice import pad_to_multiple_of
+from mtr.attention.model_parts import freeze_idle
 from mtr.errors import UserError, one_line
+from mtr.model.auto_class import auto_class
 from mtr.model.checkpointing import MODES, can_offload, checkpoint_activations
 from mtr.model.estimate import Estimator
 from mtr.model.lora import add_lora
 from mtr.model.memory import Probe, hungriest
-from mtr.model.tree_model import TreeModel, use_tree
+from mtr.model.strategy import lay_out
+from mtr.model.tree_model import TreeModel
 from mtr.recipe.sections import Backend, Checkpointing, Recipe
 from mtr.training.processes import gradient_sync, highest, is_sharded
 
@@ -124,16 +127,16 @@ def estimator_of(
     """
 
     def build(small: Any) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_config(small, trust_remote_code=recipe.model.trust_remote_code, dtype=dtype)
+        model = auto_class(small).from_config(small, trust_remote_code=recipe.model.trust_remote_code, dtype=dtype)
+        freeze_idle(model)
         if recipe.lora is not None:
             model = add_lora(model, recipe.lora.model_copy(update={"init_from": None}), 0)
-        use_tree(model)
+        lay_out(model, recipe)
         return model
 
     half = dtype if dtype == torch.float16 else torch.bfloat16
     backend = hungriest(backends)
     in_four_bits, optim = recipe.model.load_in_4bit, recipe.training.optim
     multiple = pad_to_multiple_of([backend])
-    return Estimator(config, build, half, in_four_bits, optim, backend, multiple, device.type == "cuda")
+    on_cuda, unpacked = device.type == "cuda", recipe.sequence.unpacked
+    return Estimator(config, build, half, in_four_bits, optim, backend, multiple, on_cuda, unpacked=unpacked)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mtr.attention.interface import use_own_attention, use_tree_attention
+from mtr.attention.interface import with_own_attention
 from mtr.chat.rendering import Renderer
 from mtr.data.conversation import Conversation
 from mtr.files import replace_file, write_json
@@ -38,37 +38,36 @@ def generate_turns(
     Args:
         stop: asked before each turn; once it is true, what has been generated until then is returned.
     """
-    was_training = model.training
-    model.eval()
-    use_own_attention(model)
     histories: list[list[dict[str, Any]]] = [[] for _ in conversations]
     generated: list[GeneratedTurn] = []
-    for index in range(max((len(c.messages) for c in conversations), default=0)):
-        asked = []
-        for number, conversation in enumerate(conversations):
-            if index >= len(conversation.messages):
+    was_training = model.training
+    with with_own_attention(model):
+        model.eval()
+        for index in range(max((len(c.messages) for c in conversations), default=0)):
+            asked = []
+            for number, conversation in enumerate(conversations):
+                if index >= len(conversation.messages):
+                    continue
+                message = conversation.messages[index]
+                if message.role == "assistant" and not message.tool_calls and index > 0:
+                    asked.append(number)
+                else:
+                    histories[number].append(dict(message.data))
+            if not asked:
                 continue
-            message = conversation.messages[index]
-            if message.role == "assistant" and not message.tool_calls and index > 0:
-                asked.append(number)
-            else:
-                histories[number].append(dict(message.data))
-        if not asked:
-            continue
-        if stop():
-            break
-        prompts = [renderer.prompt(histories[n], conversations[n].tools) for n in asked]
-        for number, ids in zip(asked, _generate(model, renderer, prompts, max_new_tokens), strict=True):
-            conversation = conversations[number]
-            thinking, response = renderer.split(ids)
-            own = renderer.expected(conversation.messages[index])
-            turn = conversation.turns.index(index)
-            answer = _answer(conversation) if index == conversation.turns[-1] else None
-            generated.append(GeneratedTurn(conversation.where, turn, thinking, response, own.response, answer))
-            histories[number].append(
-                {"role": "assistant", "content": response} | ({"reasoning_content": thinking} if thinking else {})
-            )
-    use_tree_attention(model)
+            if stop():
+                break
+            prompts = [renderer.prompt(histories[n], conversations[n].tools) for n in asked]
+            for number, ids in zip(asked, _generate(model, renderer, prompts, max_new_tokens), strict=True):
+                conversation = conversations[number]
+                thinking, response = renderer.split(ids)
+                own = renderer.expected(conversation.messages[index])
+                turn = conversation.turns.index(index)
+                answer = _answer(conversation) if index == conversation.turns[-1] else None
+                generated.append(GeneratedTurn(conversation.where, turn, thinking, response, own.response, answer))
+                histories[number].append(
+                    {"role": "assistant", "content": response} | ({"reasoning_content": thinking} if thinking else {})
+                )
     model.train(was_training)
     return generated
 

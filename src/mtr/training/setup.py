@@ -36,12 +36,14 @@ from mtr.model.flops import FlopCounter, cost_of, device_matrix_rate
 from mtr.model.kernels import speed_up_layers
 from mtr.model.loading import compute_dtype, load_config, load_model
 from mtr.model.lora import adapted_modules
-from mtr.model.tree_model import TreeModel, use_tree
+from mtr.model.strategy import Decision, decide, decided, lay_out, pack_model
+from mtr.model.tree_model import TreeModel
 from mtr.prepare.builder import Builder
 from mtr.prepare.step import Step
 from mtr.prepare.steps import IndexedSteps, StreamedSteps
 from mtr.prepare.workers import iterate_steps
 from mtr.recipe.sections import Backend, Recipe
+from mtr.recurrence.kinds import kernels_of
 from mtr.store.lock import RunLock
 from mtr.training.checkpoint import load_checkpoint
 from mtr.training.environment import Identity, environment
@@ -97,6 +99,8 @@ class Compute:
     dtype: torch.dtype
     backends: list[Backend]
     """Of attention; of several the first pack shows the fastest."""
+    decision: Decision
+    """How its turns are laid out."""
     notes: tuple[str, ...]
     """What the tokenizer and sequence.max_length ask of the model beyond what it was made for."""
 
@@ -149,7 +153,7 @@ def set_up(recipe: Recipe, how: Start, signals: StopSignals, lock: RunLock) -> R
     tokenizer = load_tokenizer(folder.recipe)
     renderer = load_renderer(folder.recipe, tokenizer)
     recipe = folder.recipe.model_copy(update={"date": renderer.day.isoformat()})
-    compute = _choose_compute(recipe, process, tokenizer)
+    recipe, compute = _choose_compute(recipe, process, tokenizer)
     data = _open_data(recipe, renderer, process, compute, folder.start)
     provenance.check_inputs(renderer, data.train, data.evaluation)
     held_out = data.held_out()
@@ -171,7 +175,7 @@ def set_up(recipe: Recipe, how: Start, signals: StopSignals, lock: RunLock) -> R
     learner = replace(learner, optimizer=accelerator.prepare_optimizer(learner.raw_optimizer))
 
     process.wait_for_everyone()
-    identity = Identity(folder.marker.run, _environment(recipe, accelerator, provenance))
+    identity = Identity(folder.marker.run, _environment(recipe, accelerator, provenance, compute))
     log = _begin(recipe, folder, identity, learner, state, goal)
     _report(log, folder, (*folder.notes, *provenance.notes, *compute.notes), data, learner, compute, fitted)
     stopping = Stopping(signals, accelerator)
@@ -209,12 +213,16 @@ def _claim(recipe: Recipe, how: Start, process: PartialState, lock: RunLock) -> 
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def _choose_compute(recipe: Recipe, process: PartialState, tokenizer: Any) -> Compute:
+def _choose_compute(recipe: Recipe, process: PartialState, tokenizer: Any) -> tuple[Recipe, Compute]:
+    """The recipe with its strategy decided, and how it is computed."""
     config = load_config(recipe)
     dtype = compute_dtype(recipe, config)
     notes = check_reach(config, tokenizer, recipe.sequence.max_length)
-    backends = choose_backends(recipe.model.attention, text_config(config), process.device, dtype)
-    return Compute(config, dtype, backends, notes)
+    decision = decide(recipe, config)
+    backends: list[Backend] = ["sdpa"]
+    if not decision.unpacked:
+        backends = choose_backends(recipe.model.attention, text_config(config), process.device, dtype)
+    return decided(recipe, decision), Compute(config, dtype, backends, decision, (*notes, *decision.notes))
 
 
 def _open_data(recipe: Recipe, renderer: Renderer, process: PartialState, compute: Compute, start: int) -> Data:
@@ -248,11 +256,11 @@ def _prepare_steps(recipe: Recipe, order: IndexedSteps | StreamedSteps, numbers:
 def _load_model(recipe: Recipe, process: PartialState, compute: Compute) -> tuple[TreeModel, Accelerator]:
     where = placement(process, recipe.training.parallel)
     model = load_model(recipe, process.device, quantise=True, placement=where)
-    use_tree(model)
+    lay_out(model, recipe)
     model.train()
     training = recipe.training
     accelerator = build_accelerator(model, training.parallel, training.report_to, training.output_dir)
-    return TreeModel(model, *compute.backends, choose=fastest), accelerator
+    return pack_model(model, recipe, compute.backends, fastest), accelerator
 
 
 def _fit_memory(
@@ -265,7 +273,7 @@ def _fit_memory(
 
 def _speed_up(recipe: Recipe, model: Any, accelerator: Accelerator, compute: Compute) -> Meter:
     """The kernels that the recipe asks for, and what measures how fast they are."""
-    speed_up_layers(model, recipe.training, accelerator.device)
+    speed_up_layers(model, recipe, accelerator.device)
     return Meter(FlopCounter(model), device_matrix_rate(accelerator.device, compute.dtype)["flops_per_second"])
 
 
@@ -297,9 +305,10 @@ def _restore(folder: Folder, learner: Learner) -> RunState:
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def _environment(recipe: Recipe, accelerator: Accelerator, provenance: Provenance) -> dict[str, Any]:
+def _environment(recipe: Recipe, accelerator: Accelerator, provenance: Provenance, compute: Compute) -> dict[str, Any]:
     known = environment(recipe.training.seed, accelerator.device, accelerator.num_processes, str(recipe.date))
     provenance.note_versions(known)
+    known["strategy"] = {"taken": compute.decision.strategy, "reason": compute.decision.reason}
     return known | {"made_from": provenance.made_from, "accepted_changes": provenance.accepted}
 
 
@@ -329,6 +338,8 @@ def _report(
     """What there is to know before the first step."""
     for note in notes:
         log.note("note", note)
+    for kernels in kernels_of(learner.model, learner.accelerator.device):
+        log.note("recurrence", kernels)
     if folder.resume_from:
         log.note("resumed", folder.resume_from.name)
     rows = data.train.num_rows if isinstance(data.train, Mixture) else None

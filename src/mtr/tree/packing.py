@@ -6,7 +6,7 @@
           S Q1 a         S ─┬─ Q1 ─┬─ a         k samples of a question, one long system prompt with tools
           S Q1 b            │      └─ b
           S Q2 c            └─ Q2 ─── c
-    per_turn:     one view, one tree
+    per_turn:     one view, one tree; unpacked, one tree a pack too
 
 Grouping changes speed and memory only: each view keeps its targets and weights, wherever it goes.
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 from mtr.tree.layout import Layout, Tree, View, count_pairs
 
-Strategy = Literal["single_pass", "per_turn"]
+Strategy = Literal["single_pass", "per_turn", "per_turn_unpacked"]
 Merge = Literal["conversation", "step"]
 _WORTHWHILE = 1 / 32
 """Share of its tokens that a conversation must have in common with a tree to join it: smaller trees pack better."""
@@ -83,7 +83,7 @@ def merge_conversations(
     With several processes and `merge: step`, trees stay small enough to be shared out evenly: of several sizes the
     one is taken that leaves the busiest process the fewest tokens.
     """
-    if strategy == "per_turn" or merge == "conversation":
+    if strategy != "single_pass" or merge == "conversation":
         return [layout for views in conversations for layout in build_layouts(views, strategy, max_tokens)]
     order = sorted(conversations, key=_sort_key)
     best = _merge_neighbours(order, max_tokens, max_tokens)
@@ -99,7 +99,7 @@ def _build_trees(views: Sequence[View], strategy: Strategy, max_tokens: int) -> 
     trees: list[Tree] = []
     for view in views:
         assert view.num_tokens <= max_tokens, "max_length <= max_tokens keeps every view within a pack"
-        if strategy == "per_turn" or not trees or not trees[-1].add(view, max_tokens):
+        if strategy != "single_pass" or not trees or not trees[-1].add(view, max_tokens):
             trees.append(Tree())
             trees[-1].add(view)
     return trees
@@ -132,11 +132,18 @@ def _busiest(trees: Sequence[Tree], num_processes: int) -> int:
 
 
 def build_packs(
-    layouts: Sequence[Layout], max_tokens: int, num_processes: int = 1, cost: Cost = BY_TOKENS
+    layouts: Sequence[Layout],
+    max_tokens: int,
+    num_processes: int = 1,
+    cost: Cost = BY_TOKENS,
+    strategy: Strategy = "single_pass",
 ) -> list[list[Pack]]:
     """Packs for each process: the most expensive layout goes to the least loaded process, then first-fit decreasing.
 
     A process may end up with no pack. The result depends on the arguments alone, so every process can compute it.
+
+    Args:
+        strategy: `per_turn_unpacked` gives each layout a pack of its own.
     """
     costs = [cost.of([layout]) for layout in layouts]
     shares: list[list[Layout]] = [[] for _ in range(num_processes)]
@@ -145,6 +152,8 @@ def build_packs(
         least = loads.index(min(loads))
         shares[least].append(layouts[index])
         loads[least] += costs[index]
+    if strategy == "per_turn_unpacked":
+        return [[Pack((layout,)) for layout in share] for share in shares]
     return [_first_fit(sorted(share, key=lambda x: -x.num_tokens), max_tokens) for share in shares]
 
 

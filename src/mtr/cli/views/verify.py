@@ -13,10 +13,11 @@ from mtr.console import first_few, printable
 
 def show_verification(result: dict[str, Any], out: Console) -> None:
     """Print what `mtr.checks.verify.verify` returned."""
-    columns = ["", "single pass", "per turn", "relative\ndifference", "tolerance"]
-    table = plain_table("a single pass compared with one pass per turn", columns, left=[""])
+    strategy = str(result["strategy"]).replace("_", " ")
+    columns = ["", strategy, "plain passes", "relative\ndifference", "tolerance"]
+    table = plain_table("what is trained, compared with one plain pass per turn", columns, left=[""])
     difference, tolerance, loss = result["max_relative_difference"], result["tolerance"], result["loss"]
-    losses = (f"{loss[side]:.12f}" for side in ("single_pass", "per_turn"))
+    losses = (f"{loss[side]:.12f}" for side in ("trained", "per_turn"))
     table.add_row("loss", *losses, f"{difference['loss']:.1e}", f"{tolerance['loss']:.0e}")
     name = f"worst of {count(result['tensors'], 'gradient')}"
     table.add_row(name, "", "", f"{difference['gradient']:.1e}", f"{tolerance['gradient']:.0e}")
@@ -27,4 +28,5 @@ def show_verification(result: dict[str, Any], out: Console) -> None:
     )
     if result["zero_gradients"]:
         out.print(f"gradients that are zero on both sides: {escape(printable(first_few(result['zero_gradients'])))}")
-    out.print("[green]passed[/]" if result["passed"] else "[red]FAILED[/]: one pass differs from one pass per turn")
+    failed = f"[red]FAILED[/]: {strategy} differs from one plain pass per turn"
+    out.print("[green]passed[/]" if result["passed"] else failed)
