@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpu.rehearsal import note_device_work, summarise
 
-PARTS = ("smoke", "tests", "packs", "turns", "long", "qlora", "faults")
+PARTS = ("smoke", "tests", "packs", "turns", "long", "hybrids", "qlora", "faults")
 LIMIT = 480.0
 GRACE = 90.0
 """Seconds that a case may go on after the limit before the process ends itself."""
@@ -45,7 +45,7 @@ def run_part(part: str, folder: Path, until: float, rehearse: bool, retry: bool)
     """Run the cases of a part, and return the exit code."""
     import torch
 
-    from gpu import faults, long, packs, qlora, smoke, suite, turns
+    from gpu import faults, hybrids, long, packs, qlora, smoke, suite, turns
     from gpu.results import DeviceLostError, Results
     from gpu.setting import TINY, Size
     from mtr.files import write_json
@@ -64,6 +64,7 @@ def run_part(part: str, folder: Path, until: float, rehearse: bool, retry: bool)
         "packs": packs.run,
         "turns": turns.run,
         "long": long.run,
+        "hybrids": hybrids.run,
         "qlora": qlora.run,
         "faults": faults.run,
     }

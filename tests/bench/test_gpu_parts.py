@@ -315,6 +315,7 @@ def test_everything_is_rehearsed(tmp_path: Path) -> None:
         "packs": {"num_tokens", "seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "mask_share"},
         "turns": {"cases", "speedup", "limit", "figure_of_merit", "gradient_checkpointing"},
         "long": {"losses", "seconds", "peak_memory_bytes"},
+        "hybrids": {"num_tokens"},
         "qlora": {"losses", "eval_losses", "tokens_per_second"},
     }
     for part, keys in wanted.items():

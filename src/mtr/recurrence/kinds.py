@@ -5,17 +5,26 @@ A kind covers every model whose mixer calls the same functions; no model is name
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtr.attention.masks import TreeAttention
+from mtr.recurrence.carried import takes_tree
 from mtr.recurrence.chunks import chunk_plan
 from mtr.recurrence.convolution import convolution
 from mtr.recurrence.delta_rule import delta_rule
-from mtr.recurrence.kernels import delta_rule_scan, state_space_scan
+from mtr.recurrence.diagonal import scan_chunks
+from mtr.recurrence.kernels import delta_rule_scan, described, state_space_scan
+from mtr.recurrence.levels import scan_levels
+from mtr.recurrence.projection import projection_over_tree
+from mtr.recurrence.rg_lru import block_over_tree, rg_lru
 from mtr.recurrence.rows import row_plan, state_space_by_rows
-from mtr.recurrence.seams import Arguments, Function, Kind, Seam
+from mtr.recurrence.seams import Arguments, Function, Kind, Seam, without_autocast
 from mtr.recurrence.seams import follow_tree as _follow_tree
 from mtr.recurrence.segments import convolution_plan, level_plan
 from mtr.recurrence.selective_scan import selective_scan
@@ -33,6 +42,12 @@ def follow_tree(model: nn.Module) -> None:
     _follow_tree(model, KINDS)
 
 
+def kernels_of(model: nn.Module, device: torch.device) -> list[str]:
+    """For the log: what computes each kind of recurrence of a model on a device, and why a kernel is not used."""
+    mixers = {type(module).__name__ for module in model.modules()}
+    return described([kind.name for kind in KINDS if any(name.endswith(kind.mixers) for name in mixers)], device)
+
+
 def _convolution(original: Function, given: Arguments, pack: TreeAttention) -> Tensor:
     weight = given["weight"]
 
@@ -40,13 +55,17 @@ def _convolution(original: Function, given: Arguments, pack: TreeAttention) -> T
         out: Tensor = original(x, weight, given["bias"], activation=given["activation"])
         return out
 
-    return convolution(convolve, given["hidden_states"], pack.make(convolution_plan, weight.shape[-1]))
+    return _convolved(pack, convolve, given["hidden_states"], weight.shape[-1])
+
+
+def _convolved(pack: TreeAttention, convolve: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+    return convolution(convolve, x, pack.make(convolution_plan, width))
 
 
 def _delta_rule(original: Function, given: Arguments, pack: TreeAttention) -> tuple[Tensor, None]:
     query, key, value, g, beta = (given[name] for name in ("query", "key", "value", "g", "beta"))
     normalize = given["use_qk_l2norm_in_kernel"]
-    scan = delta_rule_scan(key, g, normalize)
+    scan = delta_rule_scan(key, value, g, normalize)
     if scan is not None:
         return delta_rule_by_segments(scan, query, key, value, g, beta, pack.make(segment_plan)), None
     return delta_rule(query, key, value, g, beta, pack.make(chunk_plan), normalize), None
@@ -75,8 +94,19 @@ def _selective_scan(original: Function, given: Arguments, pack: TreeAttention) -
     assert not given["return_last_state"], "a state is asked for by a cache, and a pack has none"
     dt = selective_steps(given["dt"], given["delta_bias"], given["delta_softplus"])
     x, decay, write, read, skip = (given[name] for name in ("hidden_states", "A", "B", "C", "D"))
-    out = selective_scan(x, dt, decay, write, read, skip, pack.make(level_plan))
+    out = selective_scan(x, dt, decay, write, read, skip, _along(pack, x))
     return out if given["z"] is None else out * F.silu(given["z"])
+
+
+def _rg_lru(pack: TreeAttention, x: Tensor, gate: Tensor) -> Tensor:
+    return rg_lru(x, gate, _along(pack, x))
+
+
+def _along(pack: TreeAttention, like: Tensor) -> Callable[[Any, Any, Sequence[Tensor]], Tensor]:
+    """The way along the tree that costs least on a device: least work on a CPU, few launches elsewhere."""
+    if like.device.type != "cpu":
+        return partial(scan_chunks, plan=pack.make(chunk_plan))
+    return lambda scan, _, inputs: scan_levels(scan, inputs, pack.make(level_plan))
 
 
 def _lightning(original: Function, given: Arguments, pack: TreeAttention) -> tuple[Tensor, None]:
@@ -86,7 +116,8 @@ def _lightning(original: Function, given: Arguments, pack: TreeAttention) -> tup
     products = torch.unflatten(self.act_fn(self.qkv_proj(hidden)), -1, (heads, -1))
     query, key, value = torch.split(products, size, -1)
     steps = torch.ones(value.shape[:3], dtype=value.dtype, device=value.device)
-    out = _states(value, steps, -self.slope_rate.flatten(), key, query, None, pack)
+    with without_autocast(value):
+        out = _states(value, steps, -self.slope_rate.flatten(), key, query, None, pack)
     normed = self.norm(out.to(hidden.dtype).flatten(-2))
     return self.out_proj(torch.sigmoid(self.output_gate(hidden)) * normed), None
 
@@ -125,7 +156,16 @@ KINDS = (
             Seam("mamba_selective_scan", _selective_scan, _SELECTIVE),
             Seam("mamba_inner_fn", _unfused, optional=True),
         ),
+        around=takes_tree,
         carried=True,
     ),
+    Kind(
+        "projection of several tokens",
+        ("CCAProjection",),
+        (),
+        around=partial(projection_over_tree, convolve=_convolved),
+    ),
+    Kind("attention after such a projection", ("ZayaAttention",), (), around=takes_tree),
+    Kind("RG-LRU", ("RecurrentBlock",), (), around=partial(block_over_tree, convolve=_convolved, scan=_rg_lru)),
     Kind("lightning attention", ("LightningAttention",), (), _lightning),
 )

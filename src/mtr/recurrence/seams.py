@@ -16,26 +16,32 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
 from mtr.attention.masks import TreeAttention, TreeHandle
+from mtr.attention.model_parts import decoder
 from mtr.errors import UserError
+from mtr.recurrence.carried import carried_tree, sends_tree
 
 Function = Callable[..., Any]
 Arguments = dict[str, Any]
 """Of one call by their names, defaults included."""
+OverTree = Callable[[Function, Arguments, TreeAttention], Any]
+"""(the function that was there, its arguments, the pack) -> what the function returns"""
 
 
 class Seam(NamedTuple):
     """A function of a modelling module, and what is computed in its place over a tree."""
 
     name: str
-    over_tree: Callable[[Function, Arguments, TreeAttention], Any]
-    """(the function that was there, its arguments, the pack) -> what the function returns"""
+    over_tree: OverTree
     needs: tuple[str, ...] = ()
     """Parameters without which it is another function of the same name."""
+    optional: bool = False
+    """Whether there are modules without it."""
 
 
 class Kind(NamedTuple):
@@ -46,8 +52,12 @@ class Kind(NamedTuple):
     """How names of its classes end."""
     seams: tuple[Seam, ...]
     """Functions of the module that the class is in."""
-    forward: Callable[[Function, Arguments, TreeAttention], Any] | None = None
+    forward: OverTree | None = None
     """In place of the mixer's forward, where its recurrence is no function of its own."""
+    around: Callable[[Function], Function] | None = None
+    """Around the mixer's forward, where `forward` would replace too much."""
+    carried: bool = False
+    """Whether the tree comes in the place of a mask, because models do not hand keyword arguments on to the seams."""
 
 
 def follow_tree(model: nn.Module, kinds: Iterable[Kind]) -> None:
@@ -57,7 +67,7 @@ def follow_tree(model: nn.Module, kinds: Iterable[Kind]) -> None:
         UserError: this release of transformers has moved what a mixer calls.
     """
     kinds = tuple(kinds)
-    for mixer in {type(module) for module in model.modules()}:
+    for mixer in {type(module) for module in decoder(model).modules()}:
         known = [kind for kind in kinds if mixer.__name__.endswith(kind.mixers)]
         module = sys.modules.get(mixer.__module__)
         if not known or module is None:
@@ -68,6 +78,17 @@ def follow_tree(model: nn.Module, kinds: Iterable[Kind]) -> None:
         for kind in known:
             if not missing[kind.name]:
                 _install(kind, mixer, module)
+                _followed.add(mixer)
+                if kind.carried:
+                    _wrap(type(decoder(model)), sends_tree)
+
+
+_followed: WeakSet[type] = WeakSet()
+
+
+def follows_tree(module: nn.Module) -> bool:
+    """Whether a module is a mixer of a class that was switched."""
+    return type(module) in _followed
 
 
 def _missing(kind: Kind, mixer: type, module: ModuleType) -> list[str]:
@@ -75,7 +96,8 @@ def _missing(kind: Kind, mixer: type, module: ModuleType) -> list[str]:
     return [
         f"{seam.name}({', '.join(seam.needs)})" if hasattr(module, seam.name) else seam.name
         for seam in kind.seams
-        if not set(seam.needs) <= set(_parameters(getattr(module, seam.name, None))) or not hasattr(module, seam.name)
+        if not (hasattr(module, seam.name) or seam.optional)
+        or not set(seam.needs) <= set(_parameters(getattr(module, seam.name, None)))
     ]
 
 
@@ -96,19 +118,42 @@ def _moved(mixer: type, missing: dict[str, list[str]]) -> str:
 
 def _install(kind: Kind, mixer: type, module: ModuleType) -> None:
     for seam in kind.seams:
-        function = getattr(module, seam.name)
-        if not hasattr(function, "mtr_original"):
-            setattr(module, seam.name, _following(function, seam.over_tree))
-    forward: Function = mixer.forward  # type: ignore[attr-defined]
-    if kind.forward is not None and not hasattr(forward, "mtr_original"):
-        mixer.forward = _following(forward, kind.forward)  # type: ignore[attr-defined]
+        function = getattr(module, seam.name, None)
+        if function is not None and not hasattr(function, "mtr_original"):
+            setattr(module, seam.name, _following(on_any_device(function), _in_own_dtype(seam.over_tree)))
+    if kind.forward is not None:
+        _wrap(mixer, functools.partial(_following, over_tree=kind.forward))
+    if kind.around is not None:
+        _wrap(mixer, kind.around)
 
 
-def _following(original: Function, over_tree: Callable[[Function, Arguments, TreeAttention], Any]) -> Function:
+def _wrap(module: type, wrapper: Callable[[Function], Function]) -> None:
+    """The forward of a class of modules, once."""
+    forward: Function = module.forward  # type: ignore[attr-defined]
+    if not hasattr(forward, "mtr_original"):
+        wrapped: Any = wrapper(forward)
+        wrapped.mtr_original = forward
+        module.forward = wrapped  # type: ignore[attr-defined]
+
+
+def on_any_device(function: Function) -> Function:
+    """Where a package with CUDA kernels is installed, transformers calls these on a CPU, too, where none runs."""
+    plain = inspect.unwrap(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        given = (x for x in (*arguments, *options.values()) if isinstance(x, torch.Tensor))
+        return (plain if all(x.device.type == "cpu" for x in given) else function)(*arguments, **options)
+
+    return call
+
+
+def _following(original: Function, over_tree: OverTree) -> Function:
     signature = inspect.signature(inspect.unwrap(original))
 
     @functools.wraps(original)
     def call(*arguments: Any, tree: TreeHandle | None = None, **options: Any) -> Any:
+        tree = carried_tree() if tree is None else tree
         if tree is None:
             return original(*arguments, **options)
         return follow(tree, arguments, options)
@@ -117,14 +162,22 @@ def _following(original: Function, over_tree: Callable[[Function, Arguments, Tre
     def follow(tree: TreeHandle, arguments: tuple[Any, ...], options: Arguments) -> Any:
         bound = signature.bind(*arguments, **options)
         bound.apply_defaults()
-        with _without_autocast(arguments):
-            return over_tree(original, bound.arguments, tree.entered())
+        return over_tree(original, bound.arguments, tree.entered())
 
     call.mtr_original = original  # type: ignore[attr-defined]
     return call
 
 
-def _without_autocast(arguments: Iterable[Any]) -> AbstractContextManager[Any]:
+def _in_own_dtype(over_tree: OverTree) -> OverTree:
+    def run(original: Function, given: Arguments, pack: TreeAttention) -> Any:
+        with without_autocast(next(x for x in given.values() if isinstance(x, torch.Tensor))):
+            return over_tree(original, given, pack)
+
+    return run
+
+
+def without_autocast(like: torch.Tensor) -> AbstractContextManager[Any]:
     """States are sums of many terms: what is computed with them stays in the type it was given in or a wider one."""
-    kind = next((x.device.type for x in arguments if isinstance(x, torch.Tensor)), "cpu")
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    kind = like.device.type
+    enabled = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if enabled else nullcontext()

@@ -13,17 +13,21 @@ Shapes: n rows of L tokens, K of them in a block; E channels of S state entries.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtr.recurrence.levels import scan_levels
-from mtr.recurrence.segments import LevelPlan
+Scan = Callable[[list[Tensor], Tensor | None], tuple[Tensor, Tensor]]
+Along = Callable[[Scan, Callable[[list[Tensor]], Tensor], Sequence[Tensor]], Tensor]
+"""(scan, decay, inputs) -> out, along the paths of a tree: `mtr.recurrence.diagonal.scan_chunks` with its plan"""
 
-_BLOCK_ENTRIES = {"cpu": 2**17, "cuda": 2**26}
+_BLOCK_ENTRIES = {"cpu": 2**16, "cuda": 2**26}
 """State entries of a block: on a CPU a few such tensors fit its cache."""
+_BLOCK_TOKENS = 8
+"""At least: the state before each block is kept."""
 
 
 def step_sizes(dt: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
@@ -34,7 +38,7 @@ def step_sizes(dt: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
     return F.softplus(dt) if softplus else dt
 
 
-def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, plan: LevelPlan) -> Tensor:  # noqa: N803
+def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, along: Along) -> Tensor:  # noqa: N803
     """
     Args:
         x: [1, E, T]
@@ -57,8 +61,11 @@ def selective_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
         out, last = _Scan.apply(inputs, steps, A.to(wide), write, read, before)  # type: ignore[no-untyped-call]
         return out.transpose(0, 1), last
 
+    def decay(rows: list[Tensor]) -> Tensor:
+        return (rows[1].sum(1)[..., None] * A.to(wide)).exp()
+
     by_token = [row.transpose(1, 2).to(wide) for row in (x, dt, B, C)]
-    out = scan_levels(scan, by_token, plan).transpose(1, 2)
+    out = along(scan, decay, by_token).transpose(1, 2)
     return out if D is None else out + x * D.to(wide)[:, None]
 
 
@@ -67,7 +74,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, before: Tensor) -> Any:  # noqa: N803
-        x, dt, B, C = (t.contiguous() for t in (x, dt, B, C))  # noqa: N806
+        x, dt, B, C = (t.contiguous() for t in (x, dt, B, C))
         ctx.size = _block_size(x, A)
         out, state, starts = torch.empty_like(x), before, []
         for block in _blocks(len(x), ctx.size):
@@ -81,9 +88,9 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_state: Tensor) -> tuple[Tensor, ...]:
-        x, dt, A, B, C, *starts = ctx.saved_tensors  # noqa: N806
+        x, dt, A, B, C, *starts = ctx.saved_tensors
         grad_out = grad_out.contiguous()
-        grads = grad_x, grad_dt, grad_A, grad_B, grad_C = tuple(torch.empty_like(t) for t in (x, dt, A, B, C))  # noqa: N806
+        grads = grad_x, grad_dt, grad_A, grad_B, grad_C = tuple(torch.empty_like(t) for t in (x, dt, A, B, C))
         grad_A.zero_()
         for block, start in reversed(list(zip(_blocks(len(x), ctx.size), starts, strict=True))):
             decay, states = _states(x[block], dt[block], A, B[block], start)
@@ -116,7 +123,7 @@ def _states(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, before: Tensor) -> tupl
 
 def _block_size(x: Tensor, A: Tensor) -> int:  # noqa: N803
     entries = _BLOCK_ENTRIES.get(x.device.type, _BLOCK_ENTRIES["cuda"])
-    return max(1, entries // max(1, x.shape[1] * A.numel()))
+    return max(_BLOCK_TOKENS, entries // max(1, x.shape[1] * A.numel()))
 
 
 def _blocks(length: int, size: int) -> list[slice]:

@@ -6,6 +6,7 @@
     recompiles  graphs that torch.compile makes over a run of packs of many lengths
     kernels     flex attention's Triton kernels, generated and compiled for sm_90 and sm_100: what each one takes
     numerics    the same kernels in Triton's interpreter, against dense attention in float64
+    recurrent   the packages' kernels for recurrent layers, in the interpreter, against the recurrence in float64
     varlen      the arguments of FlashAttention's operators against their schemas and fake kernels
 
 `stub` lets torch's CPU build believe in a GPU. It has to be loaded before torch, so nothing here imports torch.

@@ -45,6 +45,7 @@ def activate() -> None:
             op = _operator(name)
             if not any(one.alias_info is not None and not one.alias_info.is_write for one in op._schema.returns):
                 aten.m.impl(name.removeprefix("aten::"), "CUDA", functools.partial(_on_host, op), False)
+    torch.Tensor.pin_memory = lambda x, *_: x  # type: ignore[method-assign]  # the memory is the host's
     torch._C._dynamo.guards._empty_strided_cuda = _empty_strided  # type: ignore[attr-defined]
 
 

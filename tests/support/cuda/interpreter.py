@@ -148,6 +148,9 @@ class _Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
     def ternary_op(self, first: Any, second: Any, third: Any, op: Callable[..., Array]) -> Any:
         return _handle(op(_values(first), _values(second), _values(third)), third.dtype.scalar)
 
+    def get_bf16(self, value: float) -> Any:
+        return interpreter.TensorHandle(to_bfloat16(np.array([value])), tl.bfloat16)
+
     def create_rsqrt(self, given: Any) -> Any:
         return self.unary_op(given, lambda x: 1 / np.sqrt(x))
 

@@ -18,8 +18,10 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Result:
     control: bool = False
     """Something was changed, so the difference has to be larger than the tolerance."""
     kernels: int = 2
-    """Of flex attention, compiled for it: a forward and a backward."""
+    """Of flex attention, compiled for it: a forward and a backward. Of a recurrent layer: calls with a shared path."""
 
     @property
     def ok(self) -> bool:
@@ -45,14 +47,26 @@ def run(quick: bool) -> list[Result]:
     Raises:
         RuntimeError: the process ended otherwise; with what it said.
     """
-    command = [sys.executable, "-m", "support.cuda.numerics", *(["--quick"] if quick else [])]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    return run_interpreted("support.cuda.numerics", quick)
+
+
+def run_interpreted(module: str, quick: bool, folders: Sequence[Path] = ()) -> list[Result]:
+    """What a module prints, with Triton's interpreter chosen.
+
+    Args:
+        folders: where packages are found, too
+    """
+    command = [sys.executable, "-m", module, *(["--quick"] if quick else [])]
+    paths = [*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr.strip()[-1500:])
     return [Result(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def main() -> None:
+def interpret() -> None:
+    """Before torch is imported: tensors on a device are in host memory, and kernels are interpreted."""
     # by the environment, which the thread of a backward reads too: a kernel from a cache may have other block sizes
     os.environ |= {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     from support.cuda import stub
@@ -63,13 +77,22 @@ def main() -> None:
 
     host_memory.activate()
     interpreter.activate()
-    from support.cuda import attention_numbers, layer_numbers
-
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    quick = "--quick" in sys.argv
-    for result in chain(attention_numbers.compare(quick), () if quick else layer_numbers.compare()):
+
+
+def say(results: Iterable[Result]) -> None:
+    """Each as soon as it is known."""
+    for result in results:
         print(json.dumps(dataclasses.asdict(result)), flush=True)
+
+
+def main() -> None:
+    interpret()
+    from support.cuda import attention_numbers, layer_numbers
+
+    quick = "--quick" in sys.argv
+    say(chain(attention_numbers.compare(quick), () if quick else layer_numbers.compare()))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ JOBS = (
     Job("step", "meta", "step", ("meta",)),
     Job("recompiles", "", "recompiles"),
     Job("numerics", "", "numerics"),
+    Job("recurrent", "", "recurrent"),
     Job("varlen", "", "varlen", (), 90),
 )
 PARTS = tuple(dict.fromkeys(job.part for job in JOBS))

@@ -160,5 +160,6 @@ _TABLES = {
     "recompiles": _recompiles,
     "kernels": _kernels,
     "numerics": _numerics,
+    "recurrent": _numerics,
     "varlen": _varlen,
 }
