@@ -157,7 +157,7 @@ def _fails(write_recipe: Recipes, dtype: str = "float64") -> None:
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_a_broken_mask_fails(write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     monkeypatch.setattr(mtr.attention.interface, "tile_plan", _causal_plan)
-    monkeypatch.setattr("mtr.model.strategy.judge", lambda *_: Verdict(None, None, None))  # it would be per turn
+    monkeypatch.setattr("mtr.model.strategy.judge", lambda *_: Verdict(None, None))  # it would be per turn
     _fails(write_recipe, dtype)
 
 
@@ -228,6 +228,6 @@ def test_the_per_turn_side_never_sees_a_tree(write_recipe: Recipes, monkeypatch:
     monkeypatch.setattr(mtr.checks.verify, "_trained", unusable)
     monkeypatch.setattr("mtr.tree.layout.Tree.layout", None)
     monkeypatch.setattr("mtr.tree.plan.tile_plan", None)
-    monkeypatch.setattr("mtr.model.strategy.judge", lambda *_: Verdict(None, None, None))
+    monkeypatch.setattr("mtr.model.strategy.judge", lambda *_: Verdict(None, None))
     assert verify(recipe, conversations=1)["loss"]["per_turn"] == pytest.approx(expected, rel=1e-12)
     assert View is not None

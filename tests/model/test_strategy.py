@@ -31,12 +31,7 @@ Recipes = Callable[..., Path]
 Models = Callable[..., Path]
 Mtr = Callable[..., tuple[int, str, str]]
 
-EXACT, FOREST, ROWS, NONE = (
-    Verdict(None, None, None),
-    Verdict("T", None, None),
-    Verdict("T", "P", None),
-    Verdict("T", "P", "A"),
-)
+EXACT, FOREST, ROWS = Verdict(None, None), Verdict("T", None), Verdict("T", "P")
 
 
 @pytest.mark.parametrize(
@@ -62,24 +57,14 @@ def test_what_is_exact_is_taken(
     assert len(decision.notes) == (reason is not None)
 
 
-@pytest.mark.parametrize(
-    ("asked", "verdict", "message"),
-    [
-        (
-            "single_pass",
-            FOREST,
-            r"sequence\.strategy: .*\(qwen3\) cannot be trained exactly in one pass: T\. With auto",
-        ),
-        ("auto", NONE, r"model\.name_or_path: .* cannot be trained: A"),
-        ("per_turn_unpacked", NONE, r"model\.name_or_path: .* cannot be trained: A"),
-    ],
-)
-def test_what_is_not_exact_is_refused(
-    write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, asked: str, verdict: Verdict, message: str
+@pytest.mark.parametrize("verdict", [FOREST, ROWS])
+def test_one_pass_that_is_not_exact_is_refused(
+    write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, verdict: Verdict
 ) -> None:
     monkeypatch.setattr(strategy, "judge", lambda *_: verdict)
+    message = r"sequence\.strategy: .*\(qwen3\) cannot be trained exactly in one pass: T\. With auto"
     with pytest.raises(UserError, match=message):
-        decide(load_recipe(write_recipe(sequence={"strategy": asked})), transformers.Qwen3Config())
+        decide(load_recipe(write_recipe(sequence={"strategy": "single_pass"})), transformers.Qwen3Config())
 
 
 SINGLE_PASS = "sequence.strategy=single_pass"
@@ -89,7 +74,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
         hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, context_length=8192
     ),
 }
-"""ALiBi, and a recurrence that is handed nothing: models that no tree can be laid over."""
+"""ALiBi, a recurrence that is handed nothing, and a head of several layers: no tree can be laid over them."""
 
 
 @pytest.fixture

@@ -23,12 +23,12 @@ import torch
 
 from mtr.attention.interface import use_own_attention
 from mtr.attention.layers import refusal
-from mtr.attention.model_parts import base_model, decoder, idle_parts, output_embeddings, text_config
+from mtr.attention.model_parts import decoder, idle_parts, output_embeddings, text_config
 from mtr.errors import UserError, one_line
 from mtr.model.auto_class import auto_class
 from mtr.model.float64 import keep_float64
 from mtr.model.shrink import shrink
-from mtr.model.tree_model import OutputHead, TreeModel, use_tree
+from mtr.model.tree_model import TreeModel, use_tree
 from mtr.recurrence.chunks import CHUNK
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import Ints, Layout, View, merge, path_to
@@ -36,8 +36,6 @@ from mtr.tree.packing import Pack
 
 TOLERANCE = 1e-6
 """Relative to the largest logit of a path; right models stay below 1e-9, wrong ones above 1e-4."""
-_TOLERANCE_OF_HEADS = 1e-4
-"""In float32."""
 _MOST_PARAMETERS = 20_000_000
 
 
@@ -48,9 +46,7 @@ class Verdict:
     tree: str | None
     """Why one pass over a tree is not exact; None where it is."""
     packed: str | None
-    """Why several turns cannot share a row; None where they can."""
-    alone: str | None
-    """Why not even a row of one turn can be trained; None where it can."""
+    """Why several turns cannot share a row; None where they can. A turn that has a row of its own is always right."""
 
 
 def judge(config: Any, max_length: int, trust_remote_code: bool = False) -> Verdict:
@@ -61,7 +57,7 @@ def judge(config: Any, max_length: int, trust_remote_code: bool = False) -> Verd
     """
     key = json.dumps(config.to_dict(), default=str, sort_keys=True)
     if reason := refusal(text_config(config), max_length):
-        return Verdict(reason, reason, _without_head(key, _Held(config), trust_remote_code))
+        return Verdict(reason, reason)
     return _judge(key, _Held(config), trust_remote_code)
 
 
@@ -83,30 +79,17 @@ def _judge(key: str, held: _Held, trust_remote_code: bool) -> Verdict:
     config = held.config
     tried, tree = _tried(config, lambda small: probe(small, trust_remote_code), "over a tree than turn by turn")
     if tree is None:
-        return Verdict(None, None, None)
+        return Verdict(None, None)
     packed: str | None = tree
     if tried:
         forest = functools.partial(probe, trust_remote_code=trust_remote_code, in_tree=False)
         _, packed = _tried(config, forest, "where turns share a row than by themselves")
-    return Verdict(tree, packed, packed and _without_head(key, held, trust_remote_code))
+    return Verdict(tree, packed)
 
 
-@functools.lru_cache(maxsize=8)
-def _without_head(key: str, held: _Held, trust_remote_code: bool) -> str | None:
-    """Why the loss would be another, whatever the rows are."""
-    return _tried(
-        held.config,
-        lambda small: head_difference(small, trust_remote_code),
-        "itself than are computed from its hidden states here",
-        _TOLERANCE_OF_HEADS,
-    )[1]
-
-
-def _tried(
-    config: Any, difference: Callable[[Any], float], than: str, tolerance: float = TOLERANCE
-) -> tuple[bool, str | None]:
+def _tried(config: Any, difference: Callable[[Any], float], than: str) -> tuple[bool, str | None]:
     """Whether a small model ran, and why something is not exact."""
-    first: Exception | None = None
+    problems: list[Exception] = []
     for small in _small_ones(config):
         try:
             found = difference(small())
@@ -114,11 +97,11 @@ def _tried(
         except UserError as error:
             return False, str(error)
         except Exception as error:  # whatever an unknown architecture raises, it has not been shown to be exact
-            first = first or error
+            problems.append(error)
     else:
-        problem = f"{type(first).__name__}: {one_line(first)}"
+        problem = f"{type(problems[0]).__name__}: {one_line(problems[0])}"
         return False, f"a small {config.model_type} model cannot be tried ({problem})"
-    if found <= tolerance:
+    if found <= TOLERANCE:
         return True, None
     return True, f"a small {config.model_type} model computes other logits {than}, by {found:.0e} of the largest"
 
@@ -156,18 +139,6 @@ def probe(config: Any, trust_remote_code: bool = False, in_tree: bool = True) ->
                 differences.append(float((ours - alone).abs().max() / alone.abs().max()))
             start += layout.num_tokens
     return float(np.max(differences))  # NaN if one is
-
-
-def head_difference(config: Any, trust_remote_code: bool = False) -> float:
-    """Between a model's own logits and those that its loss is computed from here, relative to the largest."""
-    ids = torch.from_numpy(_paths(text_config(config).vocab_size)[0])[None]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        model = small_model(config, trust_remote_code, torch.float32)  # not all code can run in float64
-        use_own_attention(model)
-        own = model(input_ids=ids, use_cache=False).logits[0]
-        ours = OutputHead(base_model(model))(decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[0])
-    return float((ours - own).abs().max() / own.abs().max())
 
 
 def _paths(vocabulary: int) -> list[Ints]:

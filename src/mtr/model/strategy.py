@@ -44,12 +44,10 @@ class Decision:
 def decide(recipe: Recipe, config: Any) -> Decision:
     """
     Raises:
-        UserError: the recipe asks for what is not exact, or nothing is.
+        UserError: the recipe asks for one pass, and that is not exact.
     """
     asked, name = recipe.sequence.strategy, f"{recipe.model.name_or_path} ({config.model_type})"
     verdict = judge(config, recipe.sequence.max_length, recipe.model.trust_remote_code)
-    if verdict.alone is not None:
-        raise UserError(f"model.name_or_path: {name} cannot be trained: {verdict.alone}")
     if asked == "per_turn_unpacked" or (asked == "per_turn" and verdict.packed is None):
         return Decision(asked, None)
     if asked in ("auto", "single_pass") and verdict.tree is None:

@@ -5,6 +5,7 @@ The loss is computed inside forward, because FSDP gathers weights only there.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,6 +75,11 @@ class TreeModel(nn.Module):
         hidden: Tensor = output
         return hidden
 
+    def nll(self, batch: Batch) -> Tensor:
+        """sum(weight * nll), a scalar."""
+        hidden = self.hidden(batch)[batch.predictor]
+        return weighted_nll(hidden, self.head, self.head.trainable(), batch.target_id, batch.weight, self.head.chunk)
+
     def _compute_dtype(self) -> torch.dtype:
         if torch.is_autocast_enabled("cuda"):
             return torch.get_autocast_dtype("cuda")
@@ -92,26 +98,29 @@ class TreeModel(nn.Module):
             return run()
         loss = torch.zeros((), device=next(self.parameters()).device)
         if batch is not None:
-            hidden = self.hidden(batch)[batch.predictor]
-            loss = weighted_nll(
-                hidden, self.head, self.head.trainable(), batch.target_id, batch.weight, self.head.chunk
-            )
+            loss = self.nll(batch)
         if touch or batch is None:
             loss = loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return loss
 
 
 class RowModel(TreeModel):
-    """For models over which no tree can be laid: a pack is one turn, computed as transformers would by itself."""
+    """For models over which no tree can be laid: a pack is one turn, computed as transformers would by itself, with the
+    model's own attention, positions and logits."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model, "sdpa")
+        self._keeps = "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """[T, hidden size], with the model's own attention, mask and positions."""
+    def nll(self, batch: Batch) -> Tensor:
         assert np.array_equal(batch.parent, np.arange(len(batch.parent)) - 1), "a row holds one turn, without padding"
-        hidden: Tensor = decoder(self.model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state[0]
-        return hidden
+        length = batch.input_ids.shape[1]
+        start = int(batch.predictor.min()) if self._keeps and len(batch.predictor) else 0
+        kept = {"logits_to_keep": length - start} if start else {}
+        logits = self.model(input_ids=batch.input_ids, use_cache=False, **kept).logits[0, batch.predictor - start]
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        nll = nn.functional.cross_entropy(wide, batch.target_id, reduction="none")
+        return (nll * batch.weight.to(nll)).sum()
 
 
 def _is_computed(x: Tensor) -> bool:
