@@ -35,13 +35,14 @@ def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, nn.Linear, Tens
 
 
 def capped(linear: nn.Linear, **config: Any) -> OutputHead:
-    text = SimpleNamespace(vocab_size=VOCABULARY, **config)
+    text = SimpleNamespace(model_type="any", vocab_size=VOCABULARY, **config)
     return OutputHead(SimpleNamespace(config=text, get_output_embeddings=lambda: linear))
 
 
 HEADS: dict[str, Callable[[nn.Linear], Callable[[Tensor], Tensor]]] = {
     "plain": lambda linear: linear,
     "soft cap": lambda linear: capped(linear, final_logit_softcapping=0.7),
+    "soft cap by another name": lambda linear: capped(linear, logits_soft_cap=0.7),
     "scale": lambda linear: capped(linear, logit_scale=0.25),
     "scaling": lambda linear: capped(linear, logits_scaling=8.0),
     "scale and soft cap": lambda linear: capped(linear, logit_scale=3.0, final_logit_softcapping=2.0),
@@ -49,6 +50,7 @@ HEADS: dict[str, Callable[[nn.Linear], Callable[[Tensor], Tensor]]] = {
 LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
     "plain": lambda x: x,
     "soft cap": lambda x: 0.7 * torch.tanh(x / 0.7),
+    "soft cap by another name": lambda x: 0.7 * torch.tanh(x / 0.7),
     "scale": lambda x: x / 4,
     "scaling": lambda x: x / 8,
     "scale and soft cap": lambda x: 2 * torch.tanh(3 * x / 2),
@@ -70,6 +72,19 @@ def test_equals_plain_cross_entropy(name: str, chunk: int) -> None:
     torch.testing.assert_close(ours, plain, rtol=1e-13, atol=0)
     for one, other in zip(gradients(ours, *leaves), gradients(plain, *leaves), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_hidden_states_in_float32_before_a_narrower_head(dtype: torch.dtype) -> None:
+    """As state space models end, which add up in float32; their gradient is in float32 again."""
+    hidden, linear, target, weight = problem(torch.float32)
+    linear = linear.to(dtype)
+    logits = capped(linear)(hidden)
+    torch.testing.assert_close(logits, linear(hidden.to(dtype)), rtol=0, atol=0)
+    loss = weighted_nll(hidden, capped(linear), list(linear.parameters()), target, weight, N)
+    assert [grad.dtype for grad in gradients(loss, hidden, linear.weight)] == [torch.float32, dtype]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert capped(linear)(hidden).dtype == torch.bfloat16
 
 
 def test_frozen_head_gets_no_gradient() -> None:

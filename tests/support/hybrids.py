@@ -217,21 +217,6 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_dt_rank": 5,
         },
     ),
-    # A projection of several tokens
-    "zaya": (
-        "ZayaConfig",
-        {
-            **_without(_BASE, "intermediate_size"),
-            "num_hidden_layers": 3,
-            "head_dim": 16,
-            "layer_types": ["hybrid", "hybrid_sliding", "hybrid"],
-            "sliding_window": 24,
-            "num_experts": 4,
-            "moe_intermediate_size": 24,
-            "router_hidden_size": 16,
-            "cca_time0": 3,
-        },
-    ),
     # RG-LRU
     "recurrent_gemma": (
         "RecurrentGemmaConfig",

@@ -4,7 +4,8 @@
                                                                             selective checkpointing is inside
 
 Layers of a kind share one graph, made for any number of tokens at once: attention is one operator in it
-(`mtr.attention.op`), and of a pack it sees one tensor.
+(`mtr.attention.op`), and of a pack it sees one tensor. A recurrent layer is compiled in pieces, around what follows the
+tree (`mtr.recurrence`), and runs as it is under selective checkpointing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from mtr.attention.model_parts import decoder
 from mtr.console import labelled
 from mtr.errors import UserError, one_line
+from mtr.recurrence.seams import follows_tree
 
 log = logging.getLogger("mtr")
 
@@ -50,9 +52,11 @@ class CompiledForward:
 
     def _run(self, *arguments: Any, **options: Any) -> Any:
         keep = self.keep if torch.is_grad_enabled() else None
-        if self._compiler.works:
+        in_pieces = any(map(follows_tree, self._layer.modules()))
+        if self._compiler.works and not (keep and in_pieces):
+            run = self._compiler.run_in_pieces if in_pieces else self._compiler.run
             try:
-                return self._compiler.run(self._forward, keep, self._layer, *arguments, **options)
+                return run(self._forward, keep, self._layer, *arguments, **options)
             except torch._dynamo.exc.TorchDynamoException as error:  # before anything has run
                 self._compiler.give_up(type(self._layer).__name__, error)
         return _run(self._forward, keep, self._layer, *arguments, **options)
@@ -75,6 +79,7 @@ class Compiler:
     def __init__(self, may_fall_back: bool, backend: Any) -> None:
         self.works = True
         self.run: Callable[..., Any] = torch.compile(_run, dynamic=True, fullgraph=True, backend=backend)
+        self.run_in_pieces: Callable[..., Any] = torch.compile(_run, dynamic=True, backend=backend)
         self._may_fall_back = may_fall_back
 
     def give_up(self, layer: str, error: Exception) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtr.attention.interface import use_tree_attention
+from mtr.attention.interface import forget_rows, use_tree_attention
 from mtr.attention.layers import layer_spans
 from mtr.attention.masks import TreeAttention, TreeHandle
 from mtr.attention.model_parts import base_model, decoder, output_embeddings, text_config
@@ -36,7 +36,7 @@ def use_tree(model: Any) -> None:
         UserError: this release of transformers has moved what a recurrent layer calls.
     """
     use_tree_attention(model)
-    follow_tree(base_model(model))
+    follow_tree(decoder(model))
 
 
 class TreeModel(nn.Module):
@@ -114,6 +114,7 @@ class RowModel(TreeModel):
 
     def nll(self, batch: Batch) -> Tensor:
         assert np.array_equal(batch.parent, np.arange(len(batch.parent)) - 1), "a row holds one turn, without padding"
+        forget_rows(self.model)
         length = batch.input_ids.shape[1]
         start = int(batch.predictor.min()) if self._keeps and len(batch.predictor) else 0
         kept = {"logits_to_keep": length - start} if start else {}
@@ -129,11 +130,13 @@ def _is_computed(x: Tensor) -> bool:
 
 
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-_FACTORS = ("logit_scale", "lm_head_multiplier")
+_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 _DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
 """Of logits, in configs. `mtr.model.probe` meets a model that changes them in yet another way."""
 _MULTIPLIED = ("hyperclovax",)
 """Types of models for which `logits_scaling` is a factor."""
+_UNSCALED = ("aya_vision", "cohere2_vision")
+"""Types of models that leave out the scale that the config of their text part has."""
 
 
 class OutputHead:
@@ -149,6 +152,8 @@ class OutputHead:
         if config.model_type in _MULTIPLIED:
             scales["logits_scaling"] **= -1
         self.scale = math.prod(scales[name] for name in _FACTORS) / math.prod(scales[name] for name in _DIVISORS)
+        if getattr(base.config, "model_type", None) in _UNSCALED:
+            self.scale = 1.0
 
     def __call__(self, hidden: Tensor) -> Tensor:
         head = output_embeddings(self._base)

@@ -21,7 +21,6 @@ from mtr.recurrence.delta_rule import delta_rule
 from mtr.recurrence.diagonal import scan_chunks
 from mtr.recurrence.kernels import delta_rule_scan, described, state_space_scan
 from mtr.recurrence.levels import scan_levels
-from mtr.recurrence.projection import projection_over_tree
 from mtr.recurrence.rg_lru import block_over_tree, rg_lru
 from mtr.recurrence.rows import row_plan, state_space_by_rows
 from mtr.recurrence.seams import Arguments, Function, Kind, Seam, without_autocast
@@ -159,13 +158,6 @@ KINDS = (
         around=takes_tree,
         carried=True,
     ),
-    Kind(
-        "projection of several tokens",
-        ("CCAProjection",),
-        (),
-        around=partial(projection_over_tree, convolve=_convolved),
-    ),
-    Kind("attention after such a projection", ("ZayaAttention",), (), around=takes_tree),
     Kind("RG-LRU", ("RecurrentBlock",), (), around=partial(block_over_tree, convolve=_convolved, scan=_rg_lru)),
     Kind("lightning attention", ("LightningAttention",), (), _lightning),
 )

@@ -67,7 +67,7 @@ def follow_tree(model: nn.Module, kinds: Iterable[Kind]) -> None:
         UserError: this release of transformers has moved what a mixer calls.
     """
     kinds = tuple(kinds)
-    for mixer in {type(module) for module in decoder(model).modules()}:
+    for mixer in {type(module) for module in model.modules()}:
         known = [kind for kind in kinds if mixer.__name__.endswith(kind.mixers)]
         module = sys.modules.get(mixer.__module__)
         if not known or module is None:
