@@ -1,9 +1,12 @@
-"""Shared fixtures: tiny random models of several architectures, rows, recipes, and the command line in-process."""
+"""Shared fixtures: tiny random models of several architectures, rows, recipes, the command line in-process, and
+libraries as they are at the start.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +105,26 @@ def mtr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return (code if isinstance(code, int) else 0 if code is None else 1), captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def unswitched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mixers of transformers as they are imported, for this test."""
+    for module in [m for name, m in sys.modules.items() if name.startswith("transformers.models.")]:
+        for name, value in list(vars(module).items()):
+            if isinstance(value, type) and hasattr(vars(value).get("forward"), "mtr_original"):
+                monkeypatch.setattr(value, "forward", value.forward.mtr_original)  # type: ignore[attr-defined]
+            elif hasattr(value, "mtr_original"):
+                monkeypatch.setattr(module, name, value.mtr_original.__wrapped__)
+
+
+@pytest.fixture
+def nothing_compiled() -> Iterator[None]:
+    """torch.compile from the start, for this test."""
+    import torch._dynamo.config as dynamo
+    import torch._functorch.config as functorch
+
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    with dynamo.patch(), functorch.patch():  # what the options were
+        yield

@@ -74,6 +74,8 @@ def test_rates_follow_from_the_counts(write_recipe: Recipes) -> None:
     one, packed, padded = result["cases"]
     assert packed["flops"] == padded["flops"]  # what is needed, padding left out
     assert result["limit"]["flops"] == packed["flops"] / one["flops"]
+    assert sum(result["limit"]["by_part"]["single_pass"].values()) == pytest.approx(one["flops"])
+    assert sum(result["limit"]["by_part"]["per_turn"].values()) == pytest.approx(packed["flops"])
     faster = min(packed["seconds"]["median"], padded["seconds"]["median"]) / one["seconds"]["median"]
     assert result["figure_of_merit"] == pytest.approx(faster / result["limit"]["flops"])
 

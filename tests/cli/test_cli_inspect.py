@@ -40,7 +40,7 @@ def decode(ids: list[int]) -> str:
 
 def test_inspect_has_the_keys_of_the_contract(inspected: Inspected) -> None:
     found = inspected()
-    assert list(found) == ["index", "turns", "layout", "targets", "segments", "num_tokens"]
+    assert list(found) == ["index", "turns", "layout", "targets", "segments", "num_tokens", "flops"]
     assert set(found["turns"][0]) == {"turn", "message_index", "prompt_ids", "completion_ids", "trained"}
     assert set(found["layout"]) == {"input_ids", "position_ids", "subtree_end", "parent"}
     assert set(found["targets"]) == {"predictor", "target_id", "weight"}
@@ -174,8 +174,29 @@ def test_inspect_needs_a_tokenizer_and_nothing_else(
     recipe = write_recipe(model={"name_or_path": str(folder)}, data={"train": str(path)})
     whole = write_recipe(data={"train": str(path)}).rename(tmp_path / "whole.yaml")
     recipe = write_recipe(model={"name_or_path": str(folder)}, data={"train": str(path)})
-    assert mtr("inspect", recipe, "--json") == mtr("inspect", whole, "--json")
-    assert mtr("inspect", recipe)[0] == 0
+    code, out, err = mtr("inspect", recipe, "--json")
+    found, wanted = json.loads(out), json.loads(mtr("inspect", whole, "--json")[1])
+    assert (code, err) == (0, "")
+    assert found.pop("flops") is None  # which need the model's config
+    del wanted["flops"]
+    assert found == wanted
+    code, out, err = mtr("inspect", recipe)
+    assert (code, err) == (0, "")
+    assert "work:" not in out
+
+
+def test_inspect_counts_the_work_from_a_config(
+    mtr: Mtr, inspected: Inspected, write_recipe: Write, write_rows: Write
+) -> None:
+    path = write_rows([conversation_row(turns=2)])
+    flops = inspected(data={"train": str(path)})["flops"]
+    one, apart = (sum(flops[strategy].values()) for strategy in ("single_pass", "per_turn"))
+    assert 0 < one < apart
+    assert set(flops["single_pass"]) == {"linear", "attention", "recurrence", "head"}
+    assert flops["single_pass"]["recurrence"] == 0
+    assert flops["single_pass"]["head"] == flops["per_turn"]["head"]  # one predictor for each target in both
+    shown = mtr("inspect", write_recipe(data={"train": str(path)}))[1]
+    assert f"({apart / one:.2f}x)" in shown.partition("work: ")[2].partition("\n")[0]
 
 
 def test_inspect_neither_checks_nor_writes_output_dir(mtr: Mtr, write_recipe: Write, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_an_empty_data_set_is_refused(refused: Refused, write_recipe: Write, tmp
         (chat(USER), ", line 3: no assistant message"),
         (
             chat({"role": "user", "content": [{"type": "image"}]}, ANSWER),
-            ", line 3, message 0: content must be text",
+            ", line 3, message 0: images, videos or sound, and only text is trained",
         ),
         (chat(USER, {"role": "assistant", "content": 4}), ", line 3, message 1: content must be text"),
         ([1], ", line 3: a row is a JSON object"),
@@ -147,31 +147,22 @@ def test_a_template_that_fails_is_refused(refused: Refused, write_recipe: Write,
     refused(write_recipe(model={"name_or_path": str(base)}), words=[f"{base}: the chat template fails"])
 
 
-def test_a_model_that_ignores_masks_is_refused_by_name(
-    refused: Refused, write_recipe: Write, models: Callable[..., Path]
-) -> None:
-    folder = models("qwen3_next")
-    refused(
-        write_recipe(model={"name_or_path": str(folder)}),
-        words=[f"{folder} (qwen3_next) cannot be trained exactly", "linear_attention", "ignore the mask"],
-    )
-
-
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("output_router_logits", True, "output_router_logits is on"),
         ("rope_parameters", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, "dynamic RoPE"),
+        ("use_bidirectional_attention", True, "tokens see those after them"),
     ],
 )
-def test_a_config_that_cannot_be_exact_is_refused(
+def test_a_model_that_cannot_go_in_one_pass_is_refused_by_name(
     refused: Refused, write_recipe: Write, tmp_path: Path, key: str, value: Any, words: str
 ) -> None:
     base = tmp_path / "base"
     shutil.copytree(QUICKSTART / "base", base)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, key: value, "max_position_embeddings": 64}))
-    refused(write_recipe(model={"name_or_path": str(base)}), words=["cannot be trained exactly", words])
+    recipe = write_recipe(model={"name_or_path": str(base)}, sequence={"strategy": "single_pass"})
+    refused(recipe, words=[str(base), words])
 
 
 def test_a_turn_that_is_too_long_is_refused_where_the_recipe_says_error(refused: Refused, write_recipe: Write) -> None:

@@ -102,7 +102,27 @@ BAD_ROWS: dict[str, tuple[Any, str, str]] = {
     "image part": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}, ANSWER]},
         ", message 0",
-        "content must be text or a list of text parts, this is a list (image, text parts)",
+        "images, videos or sound, and only text is trained (a part of type image); remove the row",
+    ),
+    "sound": (
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, ANSWER]},
+        ", message 0",
+        "images, videos or sound, and only text is trained (a part of type input_audio); remove the row",
+    ),
+    "images beside the messages": (
+        {"messages": [USER, ANSWER], "images": ["a.png"]},
+        "",
+        "images, videos or sound, and only text is trained (column 'images'); remove the row",
+    ),
+    "an image with a place in the text": (
+        {"messages": [{"role": "user", "content": "<image>What is it?"}, ANSWER], "image": "a.png"},
+        "",
+        "images, videos or sound, and only text is trained (column 'image'); remove the row",
+    ),
+    "an unknown part": (
+        {"messages": [{"role": "user", "content": [{"type": "reimage"}]}, ANSWER]},
+        ", message 0",
+        "content must be text or a list of text parts, this is a list (reimage parts)",
     ),
     "content is a number": (
         assistant(content=5),
@@ -233,7 +253,7 @@ BAD_ROWS: dict[str, tuple[Any, str, str]] = {
     "only an unknown part": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, ANSWER]},
         ", message 0",
-        "content must be text or a list of text parts, this is a list (image_url parts)",
+        "images, videos or sound, and only text is trained (a part of type image_url); remove the row",
     ),
     "half a surrogate pair": (
         assistant(content="\ud800"),

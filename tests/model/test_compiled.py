@@ -5,7 +5,7 @@ packs of every length; a layer that cannot be compiled runs as it is, or is refu
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,20 +29,12 @@ from mtr.tree.batch import build_batch
 from mtr.tree.layout import View, merge
 from mtr.tree.packing import Pack
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's tracing
+pytestmark = [
+    pytest.mark.usefixtures("nothing_compiled"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),  # torch's tracing
+]
 Models = Callable[..., Path]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_compiled() -> Iterator[None]:
-    import torch._dynamo.config as dynamo
-    import torch._functorch.config as functorch
-
-    torch.compiler.reset()
-    torch._dynamo.utils.counters.clear()
-    with dynamo.patch(), functorch.patch():  # what the options were
-        yield
 
 
 def unique_graphs() -> int:

@@ -18,12 +18,11 @@ from support.resident import RESIDENT, resident
 from transformers import AutoModelForCausalLM
 
 import mtr.model.estimate
-from mtr.attention.interface import use_tree_attention
 from mtr.model.checkpointing import MODES, checkpoint_activations
 from mtr.model.estimate import Estimator, Storages
 from mtr.model.lora import add_lora
 from mtr.model.memory import Probe
-from mtr.model.tree_model import TreeModel
+from mtr.model.tree_model import TreeModel, use_tree
 from mtr.recipe.loading import load_recipe
 from mtr.recipe.sections import Checkpointing, LoraSection, Recipe
 from mtr.training.fitting import estimator_of, least_checkpointing, modes_on
@@ -46,7 +45,21 @@ def batch(vocabulary: int, tokens: int = TOKENS) -> Batch:
     return build_batch(Pack((merge([View(ids[:1], ids[1:], np.ones(tokens - 1))]),)))
 
 
-def measured(recipe: Recipe, config: Any, dtype: torch.dtype, mode: Checkpointing) -> tuple[int, int]:
+def forked(vocabulary: int, tokens: int = TOKENS, every: int = 128) -> Batch:
+    """Turns that share all but their last tokens: a branch after each piece of the trunk."""
+    rng = np.random.default_rng(0)
+    trunk = rng.integers(0, vocabulary, tokens // 2)
+    views = []
+    for end in range(every, len(trunk) + 1, every):
+        branch = rng.integers(0, vocabulary, every)
+        branch[0] = (trunk[end % len(trunk)] + 1) % vocabulary
+        views.append(View(trunk[:end], branch, np.ones(every)))
+    return build_batch(Pack((merge(views),)))
+
+
+def measured(
+    recipe: Recipe, config: Any, dtype: torch.dtype, mode: Checkpointing, given: Batch | None = None
+) -> tuple[int, int]:
     """Bytes that a real step takes at most beyond weights and gradients, and bytes of the weights."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -57,13 +70,13 @@ def measured(recipe: Recipe, config: Any, dtype: torch.dtype, mode: Checkpointin
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
             parameter.grad = torch.zeros_like(parameter)
-    use_tree_attention(model)
+    use_tree(model)
     checkpoint_activations(model.train(), mode)
     tree_model, storages = TreeModel(model, "segment"), Storages()
     tensors = [*model.parameters(), *model.buffers()]
     storages.ignore(iter(tensors))
     storages.ignore(p.grad for p in model.parameters() if p.grad is not None)
-    given = batch(config.vocab_size)
+    given = given or batch(config.vocab_size)
     with storages:
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             loss = tree_model(given)
@@ -78,8 +91,9 @@ def measured(recipe: Recipe, config: Any, dtype: torch.dtype, mode: Checkpointin
         ("qwen3", torch.bfloat16, None),
         ("gpt_oss", torch.float32, {"r": 4}),
         ("deepseek_v3", torch.float32, None),
+        ("qwen3_5", torch.bfloat16, {"r": 4}),
     ],
-    ids=["lora", "master weights", "experts", "latent attention"],
+    ids=["lora", "master weights", "experts", "latent attention", "recurrent"],
 )
 def test_the_estimate_is_what_a_step_takes(
     write_recipe: Recipes, kind: str, dtype: torch.dtype, lora: dict[str, Any] | None
@@ -92,6 +106,30 @@ def test_the_estimate_is_what_a_step_takes(
     for mode in MODES[:4]:
         peak, weights = measured(recipe, config, dtype, mode)
         assert estimates.activations(mode, TOKENS) == pytest.approx(peak, rel=0.01), mode
+        assert estimates.weights() == weights
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "lora"),
+    [
+        ("qwen3_5", torch.bfloat16, {"r": 4}),
+        ("nemotron_h", torch.float32, None),
+        ("falcon_h1", torch.float32, None),
+        ("mamba2", torch.float32, None),
+    ],
+    ids=["delta rule, lora", "four kinds of layers", "both in each layer", "no attention"],
+)
+def test_hybrids_are_estimated_from_a_layer_of_each_kind(
+    write_recipe: Recipes, kind: str, dtype: torch.dtype, lora: dict[str, Any] | None
+) -> None:
+    """Of a chain and of a tree that forks every 128 tokens."""
+    config = tiny_config(kind)
+    recipe = load_recipe(write_recipe(lora=lora))
+    estimates = estimator(recipe, config, dtype)
+    for mode in ("none", "full"):
+        for given in (batch(config.vocab_size, 512), forked(config.vocab_size, 512)):
+            peak, weights = measured(recipe, config, dtype, mode, given)
+            assert estimates.activations(mode, given.num_tokens) == pytest.approx(peak, rel=0.03), mode
         assert estimates.weights() == weights
 
 

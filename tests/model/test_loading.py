@@ -1,4 +1,6 @@
-"""Claims: a model without values is the same model, and refuses the same weights with the same words."""
+"""Claims: a model without values is the same model, and refuses the same weights with the same words; an auxiliary loss
+of experts is switched off, and that is said.
+"""
 
 from __future__ import annotations
 
@@ -61,3 +63,13 @@ def test_the_same_weights_are_refused(
             load_model(recipe, CPU, placement=placement)
         said.append(str(raised.value))
     assert said[0] == said[1]
+
+
+def test_the_loss_is_that_of_tokens(
+    write_recipe: Recipes, models: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With output_router_logits, transformers would keep router logits and add a loss of the whole row to its own."""
+    folder = changed_model(models("qwen3_moe"), tmp_path / "changed", output_router_logits=True)
+    model = load_model(load_recipe(write_recipe(model={"name_or_path": str(folder)})), CPU)
+    assert model.config.output_router_logits is False
+    assert "output_router_logits of the model is set to false" in caplog.text

@@ -5,6 +5,10 @@ for and is not exact is refused; whatever is taken computes loss and gradients o
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,20 +16,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import transformers
-from support.models import save_random_model
+from support.models import save_random_model, tiny_config
 from support.paths import QUICKSTART
 
+from mtr.attention.interface import use_own_attention
+from mtr.chat.loading import load_renderer, load_tokenizer
+from mtr.checks.sample import first_views
 from mtr.checks.verify import verify
 from mtr.errors import UserError
 from mtr.model import strategy
 from mtr.model.probe import Verdict
 from mtr.model.strategy import decide
+from mtr.model.tree_model import RowModel
+from mtr.prepare.builder import Builder
 from mtr.recipe.loading import load_recipe
 from mtr.recurrence import kinds
 from mtr.recurrence.segments import ConvolutionPlan, convolution_plan
 from mtr.training.loop import train
+from mtr.tree.batch import build_batch
+from mtr.tree.layout import merge
 from mtr.tree.mask import Tree
+from mtr.tree.packing import Pack
 
 Recipes = Callable[..., Path]
 Models = Callable[..., Path]
@@ -69,6 +82,11 @@ def test_one_pass_that_is_not_exact_is_refused(
 
 SINGLE_PASS = "sequence.strategy=single_pass"
 OTHERS: dict[str, Callable[[], Any]] = {
+    "dynamic": lambda: tiny_config(
+        "llama",
+        max_position_embeddings=16,
+        rope_parameters={"rope_type": "dynamic", "factor": 8.0, "rope_theta": 10_000.0},
+    ),
     "bloom": lambda: transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=4),
     "rwkv": lambda: transformers.RwkvConfig(
         hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, context_length=8192
@@ -92,6 +110,30 @@ def test_rows_of_one_turn_are_plain_passes(write_recipe: Recipes, other: Callabl
     result = verify(recipe, conversations=2)
     assert result["strategy"] == "per_turn_unpacked"
     assert result["passed"], result
+
+
+def test_dynamic_rope_computes_each_row_as_the_first(
+    write_recipe: Recipes, other: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not by the longest row before it, as the model does by itself."""
+    folder = other("dynamic")
+    recipe = load_recipe(write_recipe(model={"name_or_path": folder}, lora=None))
+    views = first_views(recipe, Builder(recipe, load_renderer(recipe, load_tokenizer(recipe))).turns, 2)
+    rows = sorted((view for group in views for view in group), key=lambda view: -view.num_tokens)
+    assert rows[0].num_tokens > rows[-1].num_tokens > 16
+
+    def losses(fresh: bool) -> list[float]:
+        found: list[float] = []
+        for view in rows:
+            if fresh or not found:
+                model = RowModel(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64))
+                use_own_attention(model.model)
+            found.append(float(model(build_batch(Pack((merge([view]),)))).detach()))
+        return found
+
+    assert losses(fresh=False) == pytest.approx(losses(fresh=True), rel=1e-12)
+    monkeypatch.setattr("mtr.model.tree_model.forget_rows", lambda model: None)
+    assert losses(fresh=False)[-1] != pytest.approx(losses(fresh=True)[-1], rel=1e-6)
 
 
 def _along_the_row(tree: Tree, width: int) -> ConvolutionPlan:
@@ -133,7 +175,8 @@ def test_a_run_says_what_it_took_and_why(
     code, out, err = mtr("train", write_recipe(model={"name_or_path": other("bloom")}))
     assert code == 0, err
     said = " ".join((out + err).split())
-    assert "turns are trained one by one, each in a row of its own (per_turn_unpacked)" in said
+    assert "turns are trained one by one, each in a row of its own, with the model's own attention" in said
+    assert "(per_turn_unpacked): " in said
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["strategy"]["taken"] == "per_turn_unpacked"
     assert "no tree reaches it" in environment["strategy"]["reason"]
@@ -143,11 +186,101 @@ def test_a_run_says_what_it_took_and_why(
     assert "sequence.strategy: " in err
 
 
-def test_each_pack_is_one_turn(write_recipe: Recipes, other: Callable[[str], str]) -> None:
-    """More packs than one a step, none with padding, and a split that has nothing to split."""
+def test_each_pack_is_one_turn(
+    write_recipe: Recipes, other: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More packs than one a step, none with padding, a split that has nothing to split, memory for the longest turn."""
     path = write_recipe(
         model={"name_or_path": other("bloom")},
-        sequence={"on_oom": "split"},
+        sequence={"on_oom": "split", "max_length": 300, "max_tokens": "auto"},
         training={"gradient_checkpointing": "auto"},
     )
     assert train(load_recipe(path)).steps == 2
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "checkpointing none (none 0.0 of" in said
+    assert "estimated for 300 tokens)" in said
+
+
+def test_what_is_not_one_pass_is_not_timed_as_one(mtr: Mtr, write_recipe: Recipes, other: Callable[[str], str]) -> None:
+    code, _, err = mtr("bench", write_recipe(model={"name_or_path": other("bloom")}))
+    assert code == 2
+    assert "is trained per turn, so one pass cannot be timed: its attention does not go through" in " ".join(
+        err.split()
+    )
+
+
+@pytest.fixture
+def go(write_recipe: Recipes, other: Callable[[str], str], tmp_path: Path) -> Callable[..., Path]:
+    """`go("name", ...)` trains a model of rows in that folder."""
+    model = other("bloom")
+
+    def run(name: str, resume: bool = False, steps: int = 4, **sections: Any) -> Path:
+        training = {"output_dir": str(tmp_path / name), "max_steps": steps, "save_steps": 2}
+        training |= {"gradient_checkpointing": False, **sections.pop("training", {})}
+        path = write_recipe(model={"name_or_path": model}, training=training, date="2026-01-31", **sections)
+        train(load_recipe(path), resume=resume)
+        return tmp_path / name
+
+    return run
+
+
+def numbers(folder: Path) -> list[list[float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [[line[key] for key in ("loss", "grad_norm", "eval_loss") if key in line] for line in lines]
+
+
+def test_rows_resume_bit_for_bit(go: Callable[..., Path]) -> None:
+    whole = go("whole")
+    part = go("part")
+    shutil.rmtree(part / "checkpoint-4")
+    go("part", resume=True)
+    assert numbers(part) == numbers(whole)
+    name = "adapter_model.safetensors"
+    assert (part / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["products", "selective", "full"])
+def test_rows_are_checkpointed(go: Callable[..., Path], mode: str) -> None:
+    one, other = go("one", steps=2), go("other", steps=2, training={"gradient_checkpointing": mode})
+    assert np.concatenate(numbers(other)) == pytest.approx(np.concatenate(numbers(one)), rel=1e-5)
+
+
+@pytest.mark.distributed
+def test_rows_on_two_processes_are_those_of_one(go: Callable[..., Path], tmp_path: Path) -> None:
+    """The processes have different numbers of rows, so that one of them idles."""
+    one = go("one", steps=2, sequence={"on_oom": "split"})
+    recipe = tmp_path / "recipe.yaml"
+    overrides = [f"training.output_dir={tmp_path / 'two'}", "--num-processes", "2"]
+    command = [sys.executable, "-m", "mtr", "train", str(recipe), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    assert np.concatenate(numbers(tmp_path / "two")) == pytest.approx(np.concatenate(numbers(one)), rel=1e-5)
+
+
+def test_a_resume_notices_another_strategy(
+    go: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = go("run", steps=2)
+    go("run", resume=True, steps=2)
+    assert "laid out by" not in "".join(capsys.readouterr())
+    monkeypatch.setattr(strategy, "judge", lambda *_: EXACT)
+    monkeypatch.setattr("mtr.training.setup.lay_out", lambda model, _: use_own_attention(model))
+    monkeypatch.setattr("mtr.training.setup.pack_model", lambda model, *_: RowModel(model))
+    go("run", resume=True, steps=2)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "turns are laid out by single_pass (was per_turn_unpacked)" in said
+    assert json.loads((run / "environment.json").read_text())["strategy"]["taken"] == "single_pass"
+
+
+def test_inspect_lays_out_as_training_does(
+    mtr: Mtr, write_recipe: Recipes, other: Callable[[str], str], models: Models
+) -> None:
+    shown = {}
+    for kind, model in (("qwen3", str(models("qwen3"))), ("bloom", other("bloom"))):
+        code, out, err = mtr("inspect", write_recipe(model={"name_or_path": model}))
+        assert code == 0
+        shown[kind] = " ".join((out + err).split())
+    assert "one by one" not in shown["qwen3"]
+    assert "one by one, each in a row of its own" in shown["bloom"]
+    assert ["tree 1 of" in text for text in shown.values()] == [False, True]

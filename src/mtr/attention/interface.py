@@ -231,6 +231,20 @@ def use_own_attention(model: Any) -> None:
     _scale_by_place(base_model(model), True)
 
 
+def forget_rows(model: Any) -> None:
+    """Let dynamic RoPE, which grows with the longest row so far, compute the next row as the first one."""
+    for module in base_model(model).modules():
+        kinds = getattr(module, "rope_type", None)
+        prefixes = (
+            {"": kinds} if isinstance(kinds, str) else {f"{layer}_": kind for layer, kind in (kinds or {}).items()}
+        )
+        for prefix, kind in prefixes.items():
+            if "dynamic" in kind:
+                first = getattr(module, f"{prefix}original_inv_freq")
+                setattr(module, f"{prefix}inv_freq", first.to(getattr(module, f"{prefix}inv_freq").device, copy=True))
+                setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+
+
 @contextmanager
 def with_own_attention(model: Any) -> Iterator[None]:
     """Within it, the model's own attention; then what was there before."""

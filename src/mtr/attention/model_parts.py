@@ -14,11 +14,11 @@ def base_model(model: Any) -> Any:
 
 
 def decoder(model: Any) -> Any:
-    """The causal LM without its head."""
+    """The causal LM without its head, or the text decoder inside a larger model; of itself, a decoder."""
     base = base_model(model)
     found = base.get_decoder()
     if found is base:
-        return found.model
+        return getattr(found, "model", found)
     if not hasattr(found, "config"):  # "decoder" may name the output embeddings
         return base.base_model
     return decoder(found) if output_embeddings(found) is not None else found

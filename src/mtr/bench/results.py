@@ -1,7 +1,8 @@
 """Timings as the JSON of `mtr bench`: rates, speed-ups, and the limit by arithmetic.
 
-`limit.tokens` is the ratio of tokens that are computed, `limit.flops` that of all the work that is needed, and
-`figure_of_merit` the share of `limit.flops` that the speed-up over the faster baseline reaches.
+`limit.tokens` is the ratio of tokens that are computed, `limit.flops` that of all the work that is needed (by linear
+layers, attention, recurrences and the output head: `limit.by_part`), and `figure_of_merit` the share of `limit.flops`
+that the speed-up over the faster baseline reaches.
 """
 
 from __future__ import annotations

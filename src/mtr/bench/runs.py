@@ -30,6 +30,7 @@ from mtr.model.flops import FlopCounter, device_matrix_rate
 from mtr.model.kernels import speed_up_layers
 from mtr.model.loading import load_config, load_model
 from mtr.model.memory import Probe
+from mtr.model.strategy import decide
 from mtr.model.tree_model import TreeModel, use_tree
 from mtr.prepare.builder import Builder
 from mtr.recipe.sections import Backend, Checkpointing, Recipe
@@ -105,8 +106,12 @@ def set_up(recipe: Recipe, options: Options) -> Setup:
     device = pick_device()
     if options.versus_trl:
         check_trl()
+    config = load_config(recipe, options.random_weights)
+    if reason := decide(recipe.replace(sequence={"strategy": "auto"}), config).reason:
+        name = recipe.model.name_or_path
+        raise UserError(f"model.name_or_path: {name} is trained per turn, so one pass cannot be timed: {reason}")
     model = load_model(recipe, device, random_weights=options.random_weights)
-    speed_up_layers(model, recipe.training, device)
+    speed_up_layers(model, recipe, device)
     use_tree(model)
     model.train()
     config = text_config(base_model(model).config)
@@ -183,6 +188,8 @@ def measure(setup: Setup, views: list[list[View]], pad_id: int, repeats: int) ->
     work = Work.of(views)
     result = describe(work, cases, timings, num_baselines, setup.matrix_rate["flops_per_second"])
     result["shape"] |= {"trees": len(single), "merge": merge}
+    work_of = {"single_pass": single, "per_turn": per_turn}
+    result["limit"]["by_part"] = {name: vars(setup.counter.by_part(trees)) for name, trees in work_of.items()}
     if setup.options.versus_trl:
         single_pass = {"seconds": result["cases"][0]["seconds"]["median"], "loss": result["cases"][0]["loss"]}
         result["trl"] = time_trl(setup.model, setup.recipe, views, setup.device, repeats, single_pass)

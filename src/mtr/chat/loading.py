@@ -15,6 +15,7 @@ from mtr.console import printable
 from mtr.errors import UserError, described, is_failure
 from mtr.recipe.model_config import check_config_file
 from mtr.recipe.paths import check_model_folder
+from mtr.recipe.processor import processor_template
 from mtr.recipe.sections import Recipe
 
 
@@ -28,9 +29,12 @@ def load_tokenizer(recipe: Recipe) -> Any:
     name = check_model_folder(recipe.model.name_or_path)
     check_config_file(recipe.model)
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             name, revision=recipe.model.revision, trust_remote_code=recipe.model.trust_remote_code
         )
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = processor_template(name, recipe.model.revision)
+        return tokenizer
     except BaseException as error:
         if not is_failure(error):
             raise

@@ -40,6 +40,15 @@ _EXPECTED = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeErr
 """What templates raise because of the conversation; the texts of other errors need their names to be understood."""
 
 
+_SENTINEL = "mtr reads its own words"
+
+
+def _in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With its text as a part of a list."""
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
 class RefusedError(Exception):
     """A turn cannot be rendered correctly; the text is the reason."""
 
@@ -120,7 +129,7 @@ class Template:
             template = _FIXED_DATE + template
             dates = {"mtr_dates": self._dates}
         text = self.tokenizer.apply_chat_template(
-            messages,
+            [_in_parts(message) for message in messages] if self._wants_parts else messages,
             tools=tools,
             chat_template=template,
             add_generation_prompt=generation,
@@ -130,6 +139,24 @@ class Template:
         )
         assert isinstance(text, str)
         return text
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether text is only read as a part of a list, as in templates of models for images and text."""
+        if not re.search(r"\btype\b", self.text):
+            return False
+        plain = {"role": "user", "content": _SENTINEL}
+        found = [self._shows_sentinel(message) for message in (plain, _in_parts(plain))]
+        return found == [False, True]
+
+    def _shows_sentinel(self, message: Mapping[str, Any]) -> bool:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [message], tokenize=False, chat_template=self.tokenizer.get_chat_template(), **self.arguments
+            )
+        except _EXPECTED:
+            return False
+        return _SENTINEL in text
 
     @cached_property
     def switches(self) -> dict[str, list[Any]]:

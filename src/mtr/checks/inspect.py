@@ -14,6 +14,7 @@ from mtr.checks.inspection import Inspection
 from mtr.data.conversation import Conversation, SkippedRow
 from mtr.data.mixture import Mixture
 from mtr.data.stream import Stream
+from mtr.model.flops import FlopCounter
 from mtr.prepare.builder import Builder
 from mtr.prepare.views import weigh
 from mtr.tree.layout import Layout, path_to
@@ -39,23 +40,25 @@ def rows_to_inspect(data: Mixture | Stream, index: int | None) -> Iterator[tuple
             return
 
 
-def inspect_conversation(builder: Builder, conversation: Conversation, index: int) -> Inspection:
-    """Render a conversation and lay it out with the recipe's strategy and budget."""
+def inspect_conversation(
+    builder: Builder, conversation: Conversation, index: int, counter: FlopCounter | None = None
+) -> Inspection:
+    """Render a conversation and lay it out with the recipe's strategy and budget; with a counter, count its FLOPs."""
     recipe = builder.recipe
     turns = builder.turns(conversation)
     views = weigh(turns, recipe.loss.weighting)
-    single = build_layouts(views, "single_pass", recipe.sequence.budget)
-    layouts = (
-        single
-        if recipe.sequence.strategy == "single_pass"
-        else build_layouts(views, "per_turn", recipe.sequence.budget)
+    single, per_turn = (
+        build_layouts(views, strategy, recipe.sequence.budget) for strategy in ("single_pass", "per_turn")
     )
+    layouts = single if recipe.sequence.laid_out == "single_pass" else per_turn
+    by_strategy = {"single_pass": single, "per_turn": per_turn}
+    flops = {name: vars(counter.by_part(trees)) for name, trees in by_strategy.items()} if counter else None
     counts = {
         "single_pass": sum(layout.num_tokens for layout in single),
         "per_turn": sum(view.num_tokens for view in views),
         "supervised": sum(len(view.completion_ids) for view in views),
     }
-    return Inspection(index, conversation, turns, layouts, counts)
+    return Inspection(index, conversation, turns, layouts, counts, flops)
 
 
 def check(inspection: Inspection, weighting: str) -> list[str]:

@@ -38,6 +38,8 @@ class Inspection:
     """One tree, or several where the conversation was cut or the strategy is per_turn."""
     num_tokens: dict[str, int]
     """single_pass, per_turn: tokens to compute; supervised: completion tokens of trained turns."""
+    flops: dict[str, dict[str, float]] | None = None
+    """single_pass, per_turn: of a forward and backward, by `mtr.model.flops.Flops`; None where the model is unknown."""
 
 
 def describe(inspection: Inspection) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def describe(inspection: Inspection) -> dict[str, Any]:
         "targets": targets,
         "segments": parts,
         "num_tokens": inspection.num_tokens,
+        "flops": inspection.flops,
     }
 
 

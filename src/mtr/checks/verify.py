@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mtr.attention.choice import choose_backends, fastest, pad_to_multiple_of
-from mtr.attention.interface import use_own_attention
+from mtr.attention.interface import forget_rows, use_own_attention
 from mtr.attention.model_parts import base_model, text_config
 from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.checks.sample import first_views, without_dropout
@@ -24,8 +24,8 @@ from mtr.model.config import check_reach, vocabulary_size
 from mtr.model.device import pick_device
 from mtr.model.float64 import keep_float64
 from mtr.model.loading import load_config, load_model
-from mtr.model.strategy import decide, decided, lay_out, pack_model
-from mtr.model.tree_model import TreeModel
+from mtr.model.strategy import decide, decided
+from mtr.model.tree_model import TreeModel, lay_out, pack_model
 from mtr.prepare.builder import Builder
 from mtr.recipe.sections import Recipe
 from mtr.tree.batch import build_batch
@@ -96,7 +96,7 @@ def verify(
         "conversations": len(views),
         "turns": sum(map(len, views)),
         "dtype": dtype,
-        "attention": tree_model.backends[0],
+        "attention": "of the model itself" if decision.unpacked else tree_model.backends[0],
         "device": str(device),
         "strategy": recipe.sequence.strategy,
         "loss": {"trained": trained_loss, "per_turn": turn_loss},
@@ -170,6 +170,7 @@ def _per_turn(model: Any, views: list[list[View]], weight_sum: float, device: to
     saves_memory = "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
     total = 0.0
     for view in (view for group in views for view in group):
+        forget_rows(model)
         ids = torch.tensor([*view.prompt_ids.tolist(), *view.completion_ids.tolist()], device=device)
         first = len(view.prompt_ids)
         needed = {"logits_to_keep": len(ids) - first + 1} if saves_memory else {}

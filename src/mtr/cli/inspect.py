@@ -46,6 +46,7 @@ def _inspect(recipe: Recipe, index: int | None, as_json: bool, prove: bool) -> b
     from mtr.chat.loading import load_renderer, load_tokenizer
     from mtr.checks.inspect import inspect_conversation, rows_to_inspect
     from mtr.checks.inspection import describe
+    from mtr.checks.work import as_trained, flop_counter
     from mtr.cli.views.inspect import show_inspection
     from mtr.cli.views.progress import shown
     from mtr.console import console, printable
@@ -56,11 +57,13 @@ def _inspect(recipe: Recipe, index: int | None, as_json: bool, prove: bool) -> b
     from mtr.prepare.builder import Builder
 
     tokenizer = load_tokenizer(recipe)
+    recipe, notes = as_trained(recipe)
     builder = Builder(recipe, load_renderer(recipe, tokenizer))
     data = open_data(recipe.data, recipe.data.train)
-    for note in () if as_json else describe_data(data):
+    for note in () if as_json else (*notes, *describe_data(data)):
         print(f"note: {printable(note)}", file=sys.stderr)
     out = console(sys.stdout)
+    counter = flop_counter(recipe)
     passed = True
     rows = rows_to_inspect(data, index)
     if index is None and not prove:  # which prints a line per row
@@ -70,7 +73,7 @@ def _inspect(recipe: Recipe, index: int | None, as_json: bool, prove: bool) -> b
             skipped = {"index": number, "where": row.where, "skipped": row.problem or row.reason}
             print(write_json(None, skipped))
             continue
-        inspection = inspect_conversation(builder, row, number)
+        inspection = inspect_conversation(builder, row, number, counter)
         if as_json:
             print(write_json(None, describe(inspection)))
         else:

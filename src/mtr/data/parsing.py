@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from mtr.data.conversation import THINKING_KEYS, Conversation, Message
 from mtr.data.json_text import RepeatedKeys, parse_json
+from mtr.data.media import check_parts
 from mtr.errors import RowError, one_line
 
 T = TypeVar("T")
@@ -119,6 +120,8 @@ def _text(content: Any, where: str) -> str:
         isinstance(p, Mapping) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in content
     ):
         return _encodable("".join(part["text"] for part in content), where)
+    if isinstance(content, list):
+        check_parts(content, where)
     raise RowError(where, "content must be text or a list of text parts", f", this is {kind(content)}")
 
 

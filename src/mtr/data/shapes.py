@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from mtr.data.conversation import Conversation
 from mtr.data.json_text import MOST_ROW, RepeatedKeys
+from mtr.data.media import check_columns
 from mtr.data.parsing import REPEATED_KEY, from_json, kind, names, parse_row
 from mtr.data.remarks import find_remarks
 from mtr.errors import RowError
@@ -73,9 +74,11 @@ class Reader:
         system = self._text(row, "system", where, required=False)
         plain = _with_system(plain, column or self.messages, system, where) if system else plain
         conversation = parse_row(plain, where, column or self.messages, self.tools)
+        conversation = replace(conversation, row=row)
+        check_columns(conversation)
         repeated = [REPEATED_KEY] if isinstance(row, RepeatedKeys) else []
         remarks = (*repeated, *conversation.remarks, *find_remarks(conversation))
-        return replace(conversation, row=row, remarks=tuple(dict.fromkeys(remarks)))
+        return replace(conversation, remarks=tuple(dict.fromkeys(remarks)))
 
     def with_shape_of(self, rows: Iterable[Any]) -> Reader:
         """With the shape of the first row that has one; if none does, `messages`, whose errors say what is missing."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from mtr.attention.layers import changing_ropes
 from mtr.attention.model_parts import text_config
 from mtr.errors import UserError, described
 from mtr.model.auto_class import auto_class
@@ -34,6 +33,8 @@ def check_config(config: Any) -> None:
     """
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError("it is an encoder-decoder; only decoder-only models have turns that share a prefix")
+    if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+        raise ValueError("use_bidirectional_attention: tokens see those after them, so none is predicted")
     for key in _POSITIVE:
         value = getattr(config, key, None)
         if isinstance(value, (str, float)):
@@ -152,16 +153,9 @@ def check_length(config: Any, max_length: int) -> str | None:
     """A warning if sequence.max_length goes beyond the positions that the model was made for.
 
     Raises:
-        UserError: positions are learned, one by one, so there are none beyond; or beyond them a row is computed by the
-            longest row before it.
+        UserError: positions are learned, one by one, so there are none beyond.
     """
     text = text_config(config)
-    for kind, most in changing_ropes(text):
-        if kind == "dynamic" and max_length > most:
-            raise UserError(
-                f"sequence.max_length: beyond {most} tokens the model's dynamic RoPE depends on the longest row so far "
-                f"and so on the order of the data; set it to at most {most}"
-            )
     limit = _positions(text)
     if limit is None or max_length <= limit:
         return None

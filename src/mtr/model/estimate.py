@@ -198,7 +198,7 @@ class Estimator:
         checkpoint_activations(model, mode)
         tree_model = RowModel(model) if self.unpacked else TreeModel(model, self.backend)
         with self._mode:
-            batch = _batch(-(-tokens // self.multiple) * self.multiple)
+            batch = _batch(-(-tokens // self.multiple) * self.multiple, self.unpacked)
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             storages = Storages()
@@ -240,13 +240,13 @@ def _fake(tensor: Tensor, dtype: torch.dtype, mode: FakeTensorMode) -> FakeTenso
     return FakeTensor(mode, meta, torch.device("cpu"))
 
 
-def _batch(tokens: int) -> Batch:
-    """A trunk with a branch from time to time: attention does not look at it, recurrent layers do."""
+def _batch(tokens: int, unpacked: bool) -> Batch:
+    """One path, or a trunk with a branch from time to time: attention does not look at it, recurrent layers do."""
     ids = torch.zeros(tokens, dtype=torch.int64)
     weight = torch.zeros(tokens, dtype=torch.float64)
     index = np.arange(tokens)
     leaves_branch = (index % (2 * _FORK) == 0) & (index > 0)
-    parent = index - 1 - _FORK * leaves_branch
+    parent = index - 1 - _FORK * leaves_branch * (not unpacked)
     return Batch(ids[None], ids[None], ids, parent, ids, ids, weight, tokens)
 
 

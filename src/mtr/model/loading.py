@@ -118,11 +118,10 @@ def load_model(
     if quantise and recipe.model.load_in_4bit:
         quantisation = four_bits(device)
     asked = dtype or recipe.model.dtype
-    for key in _dropout_keys(config):
+    for key in switch_noise_off(config):
         log.warning("%s of the model is set to 0; only lora.dropout is applied", key)
-        setattr(text_config(config), key, 0.0)
     if getattr(text_config(config), "output_router_logits", False):
-        log.warning("output_router_logits of the model is set to false; the loss is that of tokens, by either strategy")
+        log.warning("output_router_logits of the model is set to false; the loss is that of tokens, by every strategy")
         text_config(config).output_router_logits = False
     placement = placement or device
     if random_weights:
@@ -174,8 +173,11 @@ def _random_model(recipe: Recipe, config: Any, dtype: str, device: torch.device)
         return auto_class(config).from_config(config, trust_remote_code=recipe.model.trust_remote_code, dtype=wanted)
 
 
-def _dropout_keys(config: Any) -> list[str]:
-    """Config keys of dropout and other noise: turns would share it on their common history, so it is switched off."""
-    keys = vars(text_config(config)).items()
-    noisy = ("dropout", "pdrop", "jitter_noise")
-    return [key for key, value in keys if key.endswith(noisy) and isinstance(value, float) and value > 0]
+def switch_noise_off(config: Any) -> list[str]:
+    """In place: no dropout and no other noise, which turns share on their common history. Keys that it changed."""
+    text = text_config(config)
+    noisy = ("dropout", "pdrop", "layerdrop", "jitter_noise")
+    keys = [key for key, value in vars(text).items() if key.endswith(noisy) and isinstance(value, float) and value > 0]
+    for key in keys:
+        setattr(text, key, 0.0)
+    return keys

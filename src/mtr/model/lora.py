@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtr.attention.model_parts import text_config
+from mtr.attention.model_parts import freeze_idle, idle_parts, text_config
 from mtr.errors import UserError, described, one_line
+from mtr.model.fused import keep_adapters_in_use
 from mtr.recipe.sections import LoraSection
 
 log = logging.getLogger("mtr")
@@ -27,23 +28,22 @@ def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
 
     _check_rank(model, lora)
     torch.manual_seed(seed)
-    names = [name for name, _ in model.named_modules()]
-    for wanted in lora.modules_to_save or []:
-        if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
-            raise UserError(f"lora.modules_to_save: the model has no module {wanted!r}")
-    if lora.modules_to_save and getattr(text_config(model.config), "tie_word_embeddings", False):
+    idle = list(idle_parts(model))
+    _check_names(model, lora, idle)
+    if lora.modules_to_save and getattr(model.config, "tie_word_embeddings", False):
         log.warning(
             "the model ties embeddings and head: modules_to_save trains a separate copy of each module that it names"
         )
-    for wanted in lora.target_parameters or []:
-        if not any(name == wanted or name.endswith(f".{wanted}") for name, _ in model.named_parameters()):
-            raise UserError(f"lora.target_parameters: the model has no parameter {wanted!r}")
+    left_out = _left_out(model) if lora.target_modules == "all-linear" else []
+    if left_out:
+        log.warning("lora.target_modules: all-linear leaves out %s, which no adapter can train here", left_out)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        exclude_modules=_excluded(left_out, idle),
         target_parameters=lora.target_parameters,
         modules_to_save=lora.modules_to_save,
         use_rslora=lora.use_rslora,
@@ -60,10 +60,94 @@ def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
             adapted = get_peft_model(model, config)
     except (ValueError, re.error) as error:
         raise UserError(f"lora: {one_line(error)}") from None
+    if passed_by := [name for name in _read_by_weight(adapted) if hasattr(adapted.get_submodule(name), "lora_A")]:
+        raise UserError(
+            f"lora.target_modules: {passed_by[0]} cannot be trained by an adapter, because the model multiplies by its "
+            "weight without calling it; leave it out"
+        )
+    if idle:
+        _name_adapted(adapted.active_peft_config, adapted)
     if lora.init_from:
         _load_adapter(adapted, Path(lora.init_from))
+    freeze_idle(adapted)
     compute_in_model_dtype(adapted)
+    keep_adapters_in_use(adapted)
     return adapted
+
+
+def _check_names(model: Any, lora: LoraSection, idle: Collection[str]) -> None:
+    """
+    Raises:
+        UserError: the part of the model that text passes has nothing of a name in the recipe.
+    """
+    modules = [name for name, _ in model.named_modules()]
+    parameters = [name for name, _ in model.named_parameters()]
+    for key, wanted, kind, names in (
+        ("modules_to_save", lora.modules_to_save, "module", modules),
+        ("target_parameters", lora.target_parameters, "parameter", parameters),
+    ):
+        for one in wanted or []:
+            found = [name for name in names if name == one or name.endswith(f".{one}")]
+            if not found:
+                raise UserError(f"lora.{key}: the model has no {kind} {one!r}")
+            if all(_is_inside(name, idle) for name in found):
+                raise UserError(
+                    f"lora.{key}: {one} is in {found[0]}, which text does not pass, so nothing would train it"
+                )
+
+
+def _name_adapted(config: Any, adapted: Any) -> None:
+    """Leave out of an adapter's config the names that PEFT took for `all-linear` and then excluded."""
+    if isinstance(config.target_modules, set):
+        names = [f".{name}" for name, module in adapted.named_modules() if hasattr(module, "lora_A")]
+        config.target_modules = {
+            wanted for wanted in config.target_modules if any(name.endswith(f".{wanted}") for name in names)
+        }
+
+
+def _is_inside(name: str, parts: Collection[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def _excluded(names: Collection[str], idle: Collection[str]) -> str | list[str] | None:
+    """For PEFT: modules of these names, and all that text does not pass."""
+    if not idle:
+        return list(names) or None
+    ends = "".join(rf"|(.*\.)?{re.escape(name)}" for name in names)
+    return rf"({'|'.join(map(re.escape, idle))})(\..*)?{ends}"
+
+
+_WITHOUT_OUT_PROJ = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Types of models for which PEFT neither makes nor loads an adapter of out_proj, as its tuners_utils has them."""
+
+
+def _left_out(model: Any) -> list[str]:
+    """Names of linear layers that an adapter cannot train."""
+    found = {name.rpartition(".")[2] for name in _read_by_weight(model)}
+    if text_config(model.config).model_type in _WITHOUT_OUT_PROJ:
+        found.add("out_proj")
+    found |= {name.rpartition(".")[2] for name, module in model.named_modules() if _is_more_than_linear(module)}
+    return sorted(found)
+
+
+def _is_more_than_linear(module: Any) -> bool:
+    """Of a model's own class that inherits from a linear layer and returns something else, as some routers do."""
+    kind = type(module)
+    own = kind.__module__.startswith(("transformers.models.", "transformers_modules."))
+    if not isinstance(module, nn.Linear) or not own or kind.forward is nn.Linear.forward:
+        return False
+    try:
+        with torch.no_grad():
+            out = module(module.weight.new_zeros(1, module.in_features))
+    except RuntimeError:
+        return True  # it takes another shape
+    return not isinstance(out, Tensor) or out.shape != (1, module.out_features)
+
+
+def _read_by_weight(model: Any) -> list[str]:
+    """Linear layers whose weight Mamba's selective scan reads without calling them, so that an adapter is passed by."""
+    names = [name for name, module in model.named_modules() if hasattr(module, "dt_proj") and hasattr(module, "x_proj")]
+    return [f"{name}.dt_proj" for name in names]
 
 
 def _check_rank(model: Any, lora: LoraSection) -> None:

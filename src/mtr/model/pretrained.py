@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mtr.errors import UserError, described
+from mtr.model.auto_class import auto_class
 from mtr.model.weights import Stored, stored_tensors, unnamed_files, weight_files
 
 log = logging.getLogger("mtr")
@@ -43,14 +44,15 @@ class Allowed:
 
 
 def load_pretrained(
-    name: str, revision: str | None, allowed: Allowed, seed: int = 0, **options: Any
+    name: str, revision: str | None, config: Any, allowed: Allowed, seed: int = 0, **options: Any
 ) -> tuple[Any, list[str]]:
-    """The causal LM with its weights.
+    """A model with its weights, of the class that its config names.
 
     Args:
         name: a folder or a Hub id.
+        config: of the model.
         seed: of the random values of parameters that `allowed` lets be missing.
-        options: of `AutoModelForCausalLM.from_pretrained`.
+        options: of `from_pretrained`.
 
     Returns:
         The model, and the names of its parameters that start from random values, as `allowed`.
@@ -58,14 +60,13 @@ def load_pretrained(
     Raises:
         UserError: begins with the name: the weights cannot be read, or are not the model's; names what differs.
     """
-    from transformers import AutoModelForCausalLM
-
     stored = stored_tensors(weight_files(name, revision))
     torch.manual_seed(seed)
     try:
         _check_experts(stored, allowed.missing)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = auto_class(config).from_pretrained(
             name,
+            config=config,
             revision=revision,
             use_safetensors=True,
             output_loading_info=True,

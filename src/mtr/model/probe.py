@@ -46,7 +46,9 @@ class Verdict:
     tree: str | None
     """Why one pass over a tree is not exact; None where it is."""
     packed: str | None
-    """Why several turns cannot share a row; None where they can. A turn that has a row of its own is always right."""
+    """Why several turns cannot share a row; None where they can."""
+    alone: str | None = None
+    """Why not even a turn that has a row of its own can be trained: the model is not causal."""
 
 
 def judge(config: Any, max_length: int, trust_remote_code: bool = False) -> Verdict:
@@ -57,7 +59,7 @@ def judge(config: Any, max_length: int, trust_remote_code: bool = False) -> Verd
     """
     key = json.dumps(config.to_dict(), default=str, sort_keys=True)
     if reason := refusal(text_config(config), max_length):
-        return Verdict(reason, reason)
+        return Verdict(reason, reason, _not_causal(key, _Held(config), trust_remote_code))
     return _judge(key, _Held(config), trust_remote_code)
 
 
@@ -84,13 +86,20 @@ def _judge(key: str, held: _Held, trust_remote_code: bool) -> Verdict:
     if tried:
         forest = functools.partial(probe, trust_remote_code=trust_remote_code, in_tree=False)
         _, packed = _tried(config, forest, "where turns share a row than by themselves")
-    return Verdict(tree, packed)
+    return Verdict(tree, packed, _not_causal(key, held, trust_remote_code))
+
+
+@functools.lru_cache(maxsize=8)
+def _not_causal(key: str, held: _Held, trust_remote_code: bool) -> str | None:
+    """For what shares no row: there a leak from later tokens is the model's own."""
+    tried, found = _tried(held.config, lambda small: foresight(small, trust_remote_code), "if later tokens change")
+    return found if tried else None
 
 
 def _tried(config: Any, difference: Callable[[Any], float], than: str) -> tuple[bool, str | None]:
     """Whether a small model ran, and why something is not exact."""
     problems: list[Exception] = []
-    for small in _small_ones(config):
+    for small in small_configs(config):
         try:
             found = difference(small())
             break
@@ -106,7 +115,7 @@ def _tried(config: Any, difference: Callable[[Any], float], than: str) -> tuple[
     return True, f"a small {config.model_type} model computes other logits {than}, by {found:.0e} of the largest"
 
 
-def _small_ones(config: Any) -> Iterator[Callable[[], Any]]:
+def small_configs(config: Any) -> Iterator[Callable[[], Any]]:
     """Ways to a small config, the best first."""
     yield lambda: shrink(config)
     yield lambda: shrink(config, heads=False)  # some code has the sizes of heads written into it
@@ -139,6 +148,23 @@ def probe(config: Any, trust_remote_code: bool = False, in_tree: bool = True) ->
                 differences.append(float((ours - alone).abs().max() / alone.abs().max()))
             start += layout.num_tokens
     return float(np.max(differences))  # NaN if one is
+
+
+def foresight(config: Any, trust_remote_code: bool = False) -> float:
+    """By how much logits differ where only tokens after them do, relative to the largest, in the model's own forward.
+
+    Args:
+        config: a small one.
+    """
+    history = 2 * CHUNK
+    rows = torch.from_numpy(np.random.default_rng(0).integers(0, text_config(config).vocab_size, (2, 3 * CHUNK)))
+    rows[1, :history] = rows[0, :history]
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), keep_float64():
+        torch.manual_seed(0)
+        model = small_model(config, trust_remote_code)
+        use_own_attention(model)
+        one, other = (model(input_ids=row[None], use_cache=False).logits[0, :history] for row in rows)
+    return float((one - other).abs().max() / one.abs().max())
 
 
 def _paths(vocabulary: int) -> list[Ints]:
@@ -177,7 +203,7 @@ def small_model(config: Any, trust_remote_code: bool = False, dtype: torch.dtype
         raise ValueError(f"its config cannot be made small: {size:,} parameters are left")
     if any(getattr(module, "num_key_value_groups", 1) < 1 for module in decoder(model).modules()):
         raise ValueError("its config cannot be made small: more heads have keys than queries")
-    if idle_parts(model):
+    if text_config(config) is not config and idle_parts(model):
         _make_text(model, dtype)
     else:
         model = auto.from_config(config, trust_remote_code=trust_remote_code, dtype=dtype).to(dtype)

@@ -173,7 +173,9 @@ def _scaled_rope(config: Any, size: int, rope: dict[str, Any], name: str) -> Any
         return _WINDOW  # queries grow with each so many positions
     if name == "mrope_section":
         parts = [part * pairs // sum(value) for part in value]
-        return [pairs - sum(parts[1:]), *parts[1:]]
+        rest = min(range(len(value)), key=lambda i: value.count(value[i]))  # those of height and width stay alike
+        parts[rest] += pairs - sum(parts)
+        return parts
     return value
 
 

@@ -12,11 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mtr.attention.interface import use_own_attention
 from mtr.errors import UserError
 from mtr.model.probe import judge
-from mtr.model.tree_model import Choose, RowModel, TreeModel, use_tree
-from mtr.recipe.sections import Backend, Recipe
+from mtr.recipe.sections import Recipe
 from mtr.tree.packing import Strategy
 
 
@@ -37,17 +35,22 @@ class Decision:
         """For the log."""
         if self.reason is None:
             return ()
-        rows = "each in a row of its own" if self.unpacked else "several in a row"
+        alone = "each in a row of its own, with the model's own attention, uncompiled"
+        rows = alone if self.unpacked else "several in a row"
         return (f"turns are trained one by one, {rows} ({self.strategy}): {self.reason}",)
 
 
 def decide(recipe: Recipe, config: Any) -> Decision:
     """
     Raises:
-        UserError: the recipe asks for one pass, and that is not exact.
+        UserError: the recipe asks for one pass, and that is not exact; or no turn of the model can be trained.
     """
     asked, name = recipe.sequence.strategy, f"{recipe.model.name_or_path} ({config.model_type})"
     verdict = judge(config, recipe.sequence.max_length, recipe.model.trust_remote_code)
+    if verdict.alone is not None:
+        raise UserError(
+            f"model.name_or_path: {name} is no causal language model: {verdict.alone}, so it would see what it predicts"
+        )
     if asked == "per_turn_unpacked" or (asked == "per_turn" and verdict.packed is None):
         return Decision(asked, None)
     if asked in ("auto", "single_pass") and verdict.tree is None:
@@ -66,16 +69,3 @@ def decide(recipe: Recipe, config: Any) -> Decision:
 def decided(recipe: Recipe, decision: Decision) -> Recipe:
     """The recipe with the strategy in place of `auto`."""
     return recipe.replace(sequence={"strategy": decision.strategy})
-
-
-def lay_out(model: Any, recipe: Recipe) -> None:
-    """Switch a model to what its rows will be."""
-    if recipe.sequence.unpacked:
-        use_own_attention(model)
-    else:
-        use_tree(model)
-
-
-def pack_model(model: Any, recipe: Recipe, backends: list[Backend], choose: Choose) -> TreeModel:
-    """The module whose forward takes the packs of this recipe."""
-    return RowModel(model) if recipe.sequence.unpacked else TreeModel(model, *backends, choose=choose)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtr.attention.interface import forget_rows, use_tree_attention
+from mtr.attention.interface import forget_rows, use_own_attention, use_tree_attention
 from mtr.attention.layers import layer_spans
 from mtr.attention.masks import TreeAttention, TreeHandle
 from mtr.attention.model_parts import base_model, decoder, output_embeddings, text_config
 from mtr.errors import UserError
 from mtr.model.loss import chunk_size, weighted_nll
-from mtr.recipe.sections import Backend
+from mtr.recipe.sections import Backend, Recipe
 from mtr.recurrence.kinds import follow_tree
 from mtr.tree.batch import Batch
 from mtr.tree.mask import Span, Tree
@@ -116,12 +116,26 @@ class RowModel(TreeModel):
         assert np.array_equal(batch.parent, np.arange(len(batch.parent)) - 1), "a row holds one turn, without padding"
         forget_rows(self.model)
         length = batch.input_ids.shape[1]
-        start = int(batch.predictor.min()) if self._keeps and len(batch.predictor) else 0
+        known = self._keeps and len(batch.predictor) and _is_computed(batch.predictor)
+        start = int(batch.predictor.min()) if known else 0
         kept = {"logits_to_keep": length - start} if start else {}
         logits = self.model(input_ids=batch.input_ids, use_cache=False, **kept).logits[0, batch.predictor - start]
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nll = nn.functional.cross_entropy(wide, batch.target_id, reduction="none")
         return (nll * batch.weight.to(nll)).sum()
+
+
+def lay_out(model: Any, recipe: Recipe) -> None:
+    """Switch a model to what its rows will be."""
+    if recipe.sequence.unpacked:
+        use_own_attention(model)
+    else:
+        use_tree(model)
+
+
+def pack_model(model: Any, recipe: Recipe, backends: list[Backend], choose: Choose) -> TreeModel:
+    """The module whose forward takes the packs of this recipe."""
+    return RowModel(model) if recipe.sequence.unpacked else TreeModel(model, *backends, choose=choose)
 
 
 def _is_computed(x: Tensor) -> bool:

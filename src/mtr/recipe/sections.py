@@ -233,7 +233,9 @@ class SequenceSection(Section):
 
     @property
     def budget(self) -> int:
-        """max_tokens as a number; for auto, the value without a probe."""
+        """Most tokens in one pack: max_tokens as a number; for auto, the value without a probe."""
+        if self.unpacked:
+            return self.max_length
         return max(16384, self.max_length) if self.max_tokens == "auto" else self.max_tokens
 
     @model_validator(mode="after")

@@ -9,5 +9,5 @@
     optim, fitting                                                     optimizer and learning rate; what fits in memory
     merge, model_card, hub                                             what others get
 
-Imports: store, model, attention, prepare, tree, chat, data, recipe, files, console, errors.
+Imports: store, model, recurrence, attention, prepare, tree, chat, data, recipe, files, console, errors.
 """

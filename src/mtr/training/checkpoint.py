@@ -20,7 +20,7 @@ Tensors are stored unsharded, so a run may be resumed with another number of pro
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,13 @@ class Content:
     """Trainable parameters by name."""
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
+    others: dict[str, Tensor] = field(default_factory=dict)
+    """What a sharded model has besides, if it is saved whole: frozen parameters and buffers by name."""
+
+    @property
+    def saved(self) -> dict[str, Tensor]:
+        """What a sharded model is saved with."""
+        return self.others | self.weights
 
 
 def gather(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any, keep: bool = True) -> Content:
@@ -60,19 +67,28 @@ def gather(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any, ke
         index: {key: _whole(value, keep) if isinstance(value, Tensor) else value for key, value in entry.items()}
         for index, entry in state["state"].items()
     }
-    return Content(weights, {"state": entries, "param_groups": state["param_groups"]}, schedule.state_dict())
+    others = {name: _whole(tensor, keep) for name, tensor in _others(model) if name not in weights}
+    return Content(weights, {"state": entries, "param_groups": state["param_groups"]}, schedule.state_dict(), others)
+
+
+def _others(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Tensors that are saved with a model that is sharded and has no adapter."""
+    if hasattr(model, "peft_config") or not any(isinstance(p, DTensor) for p in model.parameters()):
+        return []
+    saved = model.state_dict().keys()
+    return [*model.named_parameters(), *((name, tensor) for name, tensor in model.named_buffers() if name in saved)]
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     """The adapter (or the whole model) with its tokenizer and the original chat template.
 
     Args:
-        weights: trainable parameters by name, where the model holds only shards of them.
+        weights: what is saved, by name, where the model holds only shards of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     given: dict[str, Any] = {}
     if weights is not None and any(isinstance(p, DTensor) for p in model.parameters()):
-        given["state_dict"] = {name: weights[name] for name in weights}
+        given["state_dict"] = weights
     model.save_pretrained(str(folder), **given)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's, with the path of the base model
     save_tokenizer(tokenizer, folder)
@@ -98,7 +114,7 @@ def save_checkpoint(
     final = output_dir / f"checkpoint-{step}"
     remove_partial(output_dir)
     partial = partial_of(output_dir, final.name)
-    save_model(model, tokenizer, partial, content.weights)
+    save_model(model, tokenizer, partial, content.saved)
     tensors, plain = _split_tensors(content.optimizer)
     weights = {f"parameter.{name}": tensor.detach().contiguous() for name, tensor in content.weights.items()}
     save_file({**tensors, **_unshared(weights)}, str(partial / "training_state.safetensors"))

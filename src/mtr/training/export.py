@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtr.errors import SaveError
+from mtr.recipe.processor import copy_processor
 from mtr.recipe.sections import Recipe
 from mtr.store.problems import is_write_error, save_problem
 from mtr.store.publishing import publish
@@ -57,7 +58,9 @@ class Export:
 
     def _write(self, content: checkpoint.Content) -> None:
         def write(folder: Path) -> None:
-            checkpoint.save_model(self._learner.model, self._learner.tokenizer, folder, content.weights)
+            checkpoint.save_model(self._learner.model, self._learner.tokenizer, folder, content.saved)
+            if self._recipe.lora is None:
+                copy_processor(self._recipe.model.name_or_path, self._recipe.model.revision, folder)
             write_model_card(folder, self._output_dir.absolute().name, self._recipe, self._state)
 
         try:

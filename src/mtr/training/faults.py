@@ -32,17 +32,21 @@ class PackSplitter:
     gradient.
     """
 
-    def __init__(self, on_oom: str, rebuild: Callable[[Pack], Batch], process: str = "") -> None:
+    def __init__(
+        self, on_oom: str, rebuild: Callable[[Pack], Batch], process: str = "", single_turns: bool = False
+    ) -> None:
         """
         Args:
             on_oom: of the recipe.
             rebuild: makes a batch of a pack.
             process: prefix of messages, where there are several processes.
+            single_turns: each pack is one turn, so that there is nothing to split.
         """
         self.splits_packs = on_oom == "split"
         self.idle = rebuild(idle_pack())
         self._rebuild = rebuild
         self._process = process
+        self._single_turns = single_turns
         self._limit: int | None = None
         self.splits = 0
 
@@ -63,13 +67,17 @@ class PackSplitter:
         Raises:
             DeviceMemoryError: splitting is not asked for, or there is nothing left to split.
         """
-        if not self.splits_packs:
-            raise DeviceMemoryError(self._describe(failed) + _WAYS_OUT + ", or set sequence.on_oom to split")
-        assert failed.pack is not None
-        limit = failed.num_tokens // 2
-        if all(pack.num_tokens >= failed.num_tokens for pack in split_pack(failed.pack, limit)):
+        if not self.splits_packs and not self._single_turns:
             raise DeviceMemoryError(
-                self._describe(failed) + "it holds a single turn, so it cannot be split" + _WAYS_OUT
+                f"{self._describe(failed)}: lower sequence.max_tokens (packs) or sequence.max_length (turns), "
+                f"{_WAYS_OUT}, or set sequence.on_oom to split"
+            )
+        limit = failed.num_tokens // 2
+        parts = split_pack(failed.pack, limit) if failed.pack and not self._single_turns else []
+        if all(pack.num_tokens >= failed.num_tokens for pack in parts):
+            raise DeviceMemoryError(
+                f"{self._describe(failed)}; it holds a single turn, so it cannot be split: lower sequence.max_length, "
+                f"{_WAYS_OUT}"
             )
         self._limit = limit
         self.splits += 1
@@ -77,12 +85,9 @@ class PackSplitter:
     def _describe(self, batch: Batch) -> str:
         shown = "; ".join(batch.rows[:4]) + (f"; and {len(batch.rows) - 4} more" if len(batch.rows) > 4 else "")
         return (
-            f"{self._process}out of memory in a pack of {batch.num_tokens:,} tokens, {len(batch.rows)} conversations "
-            f"({shown}); "
+            f"{self._process}out of memory in a pack of {batch.num_tokens:,} tokens, {len(batch.rows)} "
+            f"conversation{'s' if len(batch.rows) > 1 else ''} ({shown})"
         )
 
 
-_WAYS_OUT = (
-    ": lower sequence.max_tokens (packs) or sequence.max_length (turns), set training.gradient_checkpointing to true, "
-    "shard the model with training.parallel: fsdp2"
-)
+_WAYS_OUT = "set training.gradient_checkpointing to true, shard the model with training.parallel: fsdp2"

@@ -24,8 +24,7 @@ from mtr.model.checkpointing import MODES, can_offload, checkpoint_activations
 from mtr.model.estimate import Estimator
 from mtr.model.lora import add_lora
 from mtr.model.memory import Probe, hungriest
-from mtr.model.strategy import lay_out
-from mtr.model.tree_model import TreeModel
+from mtr.model.tree_model import TreeModel, lay_out
 from mtr.recipe.sections import Backend, Checkpointing, Recipe
 from mtr.training.processes import gradient_sync, highest, is_sharded
 
@@ -68,7 +67,7 @@ def fit_memory(
         mode = choice.mode
         notes.append(f"checkpointing {choice.reason}")
     checkpoint_activations(tree_model.model, mode)
-    if recipe.sequence.max_tokens != "auto":
+    if recipe.sequence.max_tokens != "auto" or recipe.sequence.unpacked:
         return recipe, tuple(notes)
     tokens, memory = probe.fit_pack(recipe.sequence.max_length)
     tokens = -highest(accelerator, -tokens)

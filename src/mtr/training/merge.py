@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtr.attention.model_parts import output_embeddings, text_config
 from mtr.errors import UserError, described, one_line
 from mtr.recipe.existence import check_run
 from mtr.recipe.hub import Named, find
 from mtr.recipe.loading import load_saved_recipe
+from mtr.recipe.processor import copy_processor
 from mtr.recipe.sections import Recipe
 from mtr.store.new_folder import check_free, new_folder
 from mtr.training.model_card import front_matter, without_folders
@@ -53,7 +55,7 @@ def _merge_into(
     """Returns what `merge` does, without the folder."""
     tokenizer = _load_tokenizer(run)
     base, stored = _load_base(run, config, recipe)
-    check_base(run, str(config["base_model_name_or_path"]), recipe.model.revision if recipe else config.get("revision"))
+    check_base(run, str(config["base_model_name_or_path"]), _revision(config, recipe))
     saved_dtype = _dtype(dtype, stored)
     ids = _sample(base)
     adapted = _load_adapter(run, base)
@@ -71,6 +73,7 @@ def _merge_into(
     written = _logits(merged, ids)
     merged.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+    copy_processor(str(config["base_model_name_or_path"]), _revision(config, recipe), folder)
     (folder / "README.md").write_text(_merged_card(run, config, recipe), encoding="utf-8")
     del base, adapted, merged
     gc.collect()
@@ -102,7 +105,7 @@ def _load_base(run: Path, adapter_config: dict[str, Any], recipe: Recipe | None)
     from mtr.model.quantization import unquantised
 
     name, trust = str(adapter_config["base_model_name_or_path"]), _trusts_remote_code(recipe)
-    revision = recipe.model.revision if recipe else adapter_config.get("revision")
+    revision = _revision(adapter_config, recipe)
     find([Named(f"{run}: the base model cannot be loaded", name, revision)])
     problem = f"{run}: the base model cannot be loaded from"
     allowed = Allowed(tuple(recipe.model.allow_missing), tuple(recipe.model.allow_unexpected)) if recipe else Allowed()
@@ -112,7 +115,7 @@ def _load_base(run: Path, adapter_config: dict[str, Any], recipe: Recipe | None)
         raise UserError(f"{problem} {name}: {described(error)}") from None
     options = {"dtype": torch.float32, "trust_remote_code": trust, **unquantised(stored)}
     try:
-        base, fresh = load_pretrained(name, revision, allowed, **options)
+        base, fresh = load_pretrained(name, revision, stored, allowed, **options)
     except UserError as error:
         raise UserError(f"{problem} {error}") from None
     check_kept(fresh, adapter_config.get("modules_to_save") or [])
@@ -154,13 +157,21 @@ def _check_ranks(config: dict[str, Any], weights: dict[str, Tensor]) -> None:
 
 def _load_again(folder: Path, dtype: torch.dtype, recipe: Recipe | None, problem: str) -> Any:
     """As plain transformers loads the folder."""
+    from transformers import AutoConfig
+
     from mtr.model.pretrained import Allowed, load_pretrained
 
     trust = _trusts_remote_code(recipe)
     try:
-        return load_pretrained(str(folder), None, Allowed(), dtype=dtype, trust_remote_code=trust)[0]
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust)
+        return load_pretrained(str(folder), None, config, Allowed(), dtype=dtype, trust_remote_code=trust)[0]
     except UserError as error:
         raise UserError(f"{problem}: {error}") from None
+
+
+def _revision(adapter_config: dict[str, Any], recipe: Recipe | None) -> str | None:
+    """Of the base model."""
+    return recipe.model.revision if recipe else adapter_config.get("revision")
 
 
 def _trusts_remote_code(recipe: Recipe | None) -> bool:
@@ -211,9 +222,12 @@ def _dtype(asked: str | None, config: Any) -> torch.dtype:
 
 
 def _sample(model: Any) -> Tensor:
-    """Random token ids, [2, 64], to compare logits on."""
+    """Random token ids, [2, 64], to compare logits on; none of those that stand for an image or a sound."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(model.get_input_embeddings().num_embeddings, (2, 64), generator=generator)
+    ids = torch.randint(model.get_input_embeddings().num_embeddings, (2, 64), generator=generator)
+    others = [value for key, value in vars(model.config).items() if key.endswith(("_token_id", "_token_index"))]
+    known = torch.tensor([value for value in others if isinstance(value, int)], dtype=ids.dtype)
+    return ids.where(~torch.isin(ids, known), ids[~torch.isin(ids, known)][0])
 
 
 @torch.no_grad()
@@ -235,16 +249,15 @@ def _compare(one: Tensor, other: Tensor, problem: str) -> float:
 
 def _untie(base: Any, adapted: Any, config: dict[str, Any]) -> None:
     """Untie embeddings and head where the adapter changes only one of them: one tensor cannot hold both."""
-    text = base.config.get_text_config()
-    if not getattr(text, "tie_word_embeddings", False):
+    if not getattr(base.config, "tie_word_embeddings", False):
         return
     touched = set(config.get("modules_to_save") or []) | {
         name.rsplit(".", 1)[-1] for name, module in adapted.named_modules() if hasattr(module, "lora_A")
     }
-    head, embeddings = base.get_output_embeddings(), base.get_input_embeddings()
+    head, embeddings = output_embeddings(base), base.get_input_embeddings()
     names = {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if module in (head, embeddings)}
     if touched & (names | {"lm_head", "embed_tokens"}):
-        base.config.tie_word_embeddings = text.tie_word_embeddings = False
+        base.config.tie_word_embeddings = text_config(base.config).tie_word_embeddings = False
         layer = getattr(head, "base_layer", head)
         if not hasattr(layer, "modules_to_save"):
             layer.weight = torch.nn.Parameter(layer.weight.detach().clone())

@@ -21,6 +21,7 @@ def write_model_card(folder: Path, name: str, recipe: Recipe, state: RunState) -
     Args:
         name: of the run, its title.
     """
+    each = "conversation" if recipe.sequence.strategy == "single_pass" else "turn"
     base, what = without_folders(recipe.model.name_or_path), "LoRA adapter" if recipe.lora else "model"
     rows = [("conversations", f"{state.counts.conversations:,}"), ("turns", f"{state.counts.turns:,}")]
     rows += [("supervised tokens", f"{state.counts.supervised_tokens:,}"), ("steps", f"{state.steps:,}")]
@@ -41,7 +42,7 @@ def write_model_card(folder: Path, name: str, recipe: Recipe, state: RunState) -
         f"# {name}",
         "",
         f"A {what} of `{base}`, trained by mtr {__version__}: every turn in the context that inference gives it, in "
-        "one pass per conversation.",
+        f"one pass per {each}.",
         "",
         f"- base model: `{base}`" + (f", revision `{recipe.model.revision}`" if recipe.model.revision else ""),
         f"- data: {sources}",

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from torch import nn
 
-from mtr.attention.model_parts import base_model
+from mtr.attention.model_parts import base_model, idle_parts
 from mtr.errors import UserError
 from mtr.model.tree_model import TreeModel
 from mtr.training.sharding import keep_precision, shard
@@ -66,7 +66,8 @@ def distribute(model: TreeModel, accelerator: Accelerator, parallel: str) -> nn.
     prepared: nn.Module
     if accelerator.num_processes > 1 and parallel == "fsdp2":
         prepared = accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)  # autocast, no more
-        shard(prepared, getattr(base_model(model.model), "_no_split_modules", None) or [], accelerator)
+        units = getattr(base_model(model.model), "_no_split_modules", None) or []
+        shard(prepared, units, idle_parts(model.model).values(), accelerator)
         return prepared
     for parameter in model.parameters():
         keep_precision(parameter)

@@ -68,7 +68,8 @@ class RunDisplay:
             if recipe.lora and recipe.lora.modules_to_save:
                 self.note("full weights", f"{', '.join(recipe.lora.modules_to_save)} (lora.modules_to_save)")
         processes = f"{process.num_processes} process{'es' if process.num_processes > 1 else ''}"
-        self.note("device", f"{process.device.type}, {processes}, {' or '.join(backends)} attention")
+        attention = "the model's own" if recipe.sequence.unpacked else " or ".join(backends)
+        self.note("device", f"{process.device.type}, {processes}, {attention} attention")
         length = f"{rows:,} rows" if rows is not None else "a stream"
         self.note(
             "data",

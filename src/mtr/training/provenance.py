@@ -90,12 +90,18 @@ class Provenance:
         self._settle([f"the weights of {recipe.model.name_or_path}: {text}" for text in found])
 
     def note_versions(self, now: dict[str, Any]) -> None:
-        """
+        """And the strategy, which follows from the recipe, the model and the version of transformers.
+
         Args:
-            now: as `mtr.training.environment.environment` gives them.
+            now: as `mtr.training.environment.environment` gives them, and `strategy`.
         """
         if not self._saved:
             return
+        before, taken = self._saved.get("strategy"), now["strategy"]["taken"]
+        if isinstance(before, dict) and before.get("taken") != taken:
+            self.notes.append(
+                f"turns are laid out by {taken} (was {before.get('taken')}); results may differ in rounding"
+            )
         was, have = ({"mtr": e.get("mtr"), **(e.get("packages") or {})} for e in (self._saved, now))
         changed = [f"{name} {have[name]} (was {was.get(name)})" for name in _VERSIONS if have[name] != was.get(name)]
         if changed:

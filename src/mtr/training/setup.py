@@ -36,8 +36,8 @@ from mtr.model.flops import FlopCounter, cost_of, device_matrix_rate
 from mtr.model.kernels import speed_up_layers
 from mtr.model.loading import compute_dtype, load_config, load_model
 from mtr.model.lora import adapted_modules
-from mtr.model.strategy import Decision, decide, decided, lay_out, pack_model
-from mtr.model.tree_model import TreeModel
+from mtr.model.strategy import Decision, decide, decided
+from mtr.model.tree_model import TreeModel, lay_out, pack_model
 from mtr.prepare.builder import Builder
 from mtr.prepare.step import Step
 from mtr.prepare.steps import IndexedSteps, StreamedSteps
@@ -289,7 +289,7 @@ def _build_learner(
 
 def _splitter(recipe: Recipe, data: Data, accelerator: Accelerator) -> PackSplitter:
     who = f"process {accelerator.process_index}: " if accelerator.num_processes > 1 else ""
-    return PackSplitter(recipe.sequence.on_oom, data.builder.batch, who)
+    return PackSplitter(recipe.sequence.on_oom, data.builder.batch, who, recipe.sequence.unpacked)
 
 
 def _restore(folder: Folder, learner: Learner) -> RunState:
@@ -307,8 +307,8 @@ def _restore(folder: Folder, learner: Learner) -> RunState:
 
 def _environment(recipe: Recipe, accelerator: Accelerator, provenance: Provenance, compute: Compute) -> dict[str, Any]:
     known = environment(recipe.training.seed, accelerator.device, accelerator.num_processes, str(recipe.date))
-    provenance.note_versions(known)
     known["strategy"] = {"taken": compute.decision.strategy, "reason": compute.decision.reason}
+    provenance.note_versions(known)
     return known | {"made_from": provenance.made_from, "accepted_changes": provenance.accepted}
 
 

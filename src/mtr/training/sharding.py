@@ -10,7 +10,7 @@ So a device never holds more than its shards and one unit: a decoder layer, or w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -33,13 +33,14 @@ def placement(process: PartialState, parallel: str) -> torch.device:
     return torch.device("cpu" if process.is_main_process else "meta")
 
 
-def shard(model: nn.Module, units: Collection[str], accelerator: Accelerator) -> None:
+def shard(model: nn.Module, units: Collection[str], idle: Iterable[nn.Module], accelerator: Accelerator) -> None:
     """Fill the model, and shard it in place over all processes.
 
     Args:
         model: on the CPU of the first process, on the meta device elsewhere. Weights in 16 bits that are trained
             become float32.
         units: names of the classes that are gathered as a whole: decoder layers.
+        idle: modules that no forward goes through, so that they are never gathered.
 
     Raises:
         UserError: the processes have loaded different models.
@@ -51,7 +52,8 @@ def shard(model: nn.Module, units: Collection[str], accelerator: Accelerator) ->
     def receive(tensor: Tensor) -> Tensor:
         return _receive(tensor.detach(), device)
 
-    for module in [module for module in model.modules() if type(module).__name__ in units]:
+    layers = [module for module in model.modules() if type(module).__name__ in units]
+    for module in dict.fromkeys([*layers, *idle]):
         _fill(module, receive)
         fully_shard(module, mesh=mesh)
     _fill(model, receive)

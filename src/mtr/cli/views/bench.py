@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mtr.cli.views.tables import count, plain_table
+from mtr.cli.views.work import shares
 from mtr.console import printable
 
 
@@ -85,6 +86,7 @@ def _show_outcome(result: dict[str, Any], out: Console) -> None:
         f"{_ratio(speedup, 'vs_per_turn_padded')} vs padded"
     )
     out.print(f"limit: {limit['flops']:.2f}x by FLOPs, {limit['tokens']:.2f}x by tokens")
+    out.print(f"FLOPs of the single pass: {shares(limit['by_part']['single_pass'])}")
     out.print(f"reached: {result['figure_of_merit']:.0%} of the FLOP limit against the faster baseline")
 
 

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from mtr.checks.inspection import Inspection, Segment, segments
 from mtr.cli.views.tables import plain_table
+from mtr.cli.views.work import shares, with_unit
 from mtr.console import printable, shorten
 
 _MOST = 48
@@ -25,9 +26,20 @@ def show_inspection(inspection: Inspection, tokenizer: Any, out: Console) -> Non
         f"tokens: {counts['single_pass']:,} in a single pass, {counts['per_turn']:,} per turn ({ratio:.2f}x); "
         f"{counts['supervised']:,} supervised"
     )
+    if inspection.flops is not None:
+        _show_work(inspection.flops, out)
     _show_turns(inspection, tokenizer, out)
     for number in range(len(inspection.layouts)):
         _show_tree(inspection, number, tokenizer, out)
+
+
+def _show_work(flops: dict[str, dict[str, float]], out: Console) -> None:
+    one, apart = (sum(flops[strategy].values()) for strategy in ("single_pass", "per_turn"))
+    if one > 0:  # not NaN, and there is a turn to train
+        out.print(
+            f"work: {with_unit(one)} in a single pass, {with_unit(apart)} per turn ({apart / one:.2f}x); "
+            f"of the single pass: {shares(flops['single_pass'])}"
+        )
 
 
 def _show_turns(inspection: Inspection, tokenizer: Any, out: Console) -> None:
