@@ -13,8 +13,15 @@ import pytest
 from support.paths import ROOT
 
 SOURCE = ROOT / "src" / "mtr"
-DOCUMENTS = ("CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md", "docs/performance.md")
-WITH_NAMES = ("CONTRIBUTING.md", "docs/architecture.md")
+DOCUMENTS = (
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/architecture.md",
+    "docs/hybrids.md",
+    "docs/models.md",
+    "docs/performance.md",
+)
+WITH_NAMES = ("CONTRIBUTING.md", "docs/architecture.md", "docs/hybrids.md")
 """Documents about the code; the others also name what belongs to libraries."""
 
 PATH = re.compile(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:py|md|toml))`")

@@ -86,7 +86,7 @@ def test_ignored_window_is_seen(models: Callable[..., Path], monkeypatch: pytest
 def test_tree_that_never_arrives_is_an_error(models: Callable[..., Path]) -> None:
     model = load(models("qwen3"))
     model.set_attn_implementation("sdpa")
-    with pytest.raises(UserError, match="no mask reaches it"):
+    with pytest.raises(UserError, match="no tree reaches it"):
         TreeModel(model, "segment").hidden(build_batch(Pack((merge(chat()),))))
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from support.families.catalogue import config_of
 from support.hybrids import HYBRIDS
 from support.masks import plain_causal
 from support.models import ARCHITECTURES, tiny_config
-from support.released import released_config
 
 import mtr.attention.interface
 import mtr.recurrence.kinds
@@ -46,7 +46,7 @@ RELEASED = (
 @pytest.mark.parametrize("family", RELEASED)
 def test_released_sizes_are_judged_in_a_moment(family: str) -> None:
     """A second time from memory. Measured: 0.5 s at most, which leaves room for a busy machine."""
-    config = released_config(family)
+    config = config_of(family)
     started = time.perf_counter()
     assert judge(config, 4096) == EXACT
     assert time.perf_counter() - started < 5
@@ -69,28 +69,48 @@ def test_released_sizes_are_judged_in_a_moment(family: str) -> None:
     ],
 )
 def test_what_takes_a_row_for_each_turn(family: str, words: str) -> None:
-    verdict = judge(released_config(family), 1024)
+    verdict = judge(config_of(family), 1024)
     assert words in str(verdict.tree)
     assert verdict.packed is not None
+    assert verdict.alone is None
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("paligemma", {}), ("gemma3_text", {"use_bidirectional_attention": True})]
+)
+def test_what_sees_later_tokens_is_not_trained(family: str, changes: dict[str, Any]) -> None:
+    """PaliGemma takes a text without images for a prompt, and a prompt is read in both directions."""
+    verdict = judge(config_of(family, **changes), 64)
+    assert verdict.tree is not None
+    assert verdict.packed is not None
+    assert f"a small {family} model computes other logits if later tokens change" in str(verdict.alone)
+
+
+def test_what_a_config_rules_out_is_tried_for_that_too() -> None:
+    config = config_of("phi3")
+    assert judge(config, 4097).alone is None
+    beyond = judge(config_of("gemma3_text", use_bidirectional_attention=True, alibi=True), 64)
+    assert "ALiBi" in str(beyond.tree)
+    assert "if later tokens change" in str(beyond.alone)
 
 
 def test_a_limit_of_length_is_a_matter_of_length() -> None:
-    assert judge(released_config("phi3"), 4096) == EXACT
-    beyond = judge(released_config("phi3"), 4097)
+    assert judge(config_of("phi3"), 4096) == EXACT
+    beyond = judge(config_of("phi3"), 4097)
     assert "longrope RoPE" in str(beyond.tree)
     assert "set sequence.max_length to at most 4096" in str(beyond.packed)
 
 
 def test_logits_that_the_loss_would_not_have() -> None:
     """A head of more than one layer."""
-    assert judge(released_config("modernbert-decoder"), 1024).tree is not None
-    assert probe(shrink(released_config("falcon_h1"))) < TOLERANCE
+    assert judge(config_of("modernbert-decoder"), 1024).tree is not None
+    assert probe(shrink(config_of("falcon_h1"))) < TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["falcon_h1", "hyperclovax", "granite"])
 def test_a_factor_of_the_logits_that_is_missed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OutputHead, "scale", property(lambda _: 1.0, lambda *_: None), raising=False)
-    assert probe(shrink(released_config(family))) > 0.1
+    assert probe(shrink(config_of(family))) > 0.1
 
 
 def test_what_cannot_be_tried_has_rows_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,17 @@ def test_one_pass_that_is_not_exact_is_refused(
         decide(load_recipe(write_recipe(sequence={"strategy": "single_pass"})), transformers.Qwen3Config())
 
 
+@pytest.mark.parametrize("asked", ["auto", "single_pass", "per_turn", "per_turn_unpacked"])
+def test_a_model_that_sees_what_it_predicts_is_refused(
+    write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setattr(strategy, "judge", lambda *_: Verdict("T", "P", "A"))
+    with pytest.raises(
+        UserError, match=r"model\.name_or_path: .*\(qwen3\) is no causal language model: A, so it would"
+    ):
+        decide(load_recipe(write_recipe(sequence={"strategy": asked})), transformers.Qwen3Config())
+
+
 SINGLE_PASS = "sequence.strategy=single_pass"
 OTHERS: dict[str, Callable[[], Any]] = {
     "dynamic": lambda: tiny_config(

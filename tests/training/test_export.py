@@ -20,6 +20,8 @@ from mtr.errors import UserError
 from mtr.recipe.loading import load_recipe
 from mtr.training.loop import train
 from mtr.training.merge import merge
+from mtr.training.model_card import front_matter, write_model_card
+from mtr.training.state import RunState
 
 Recipes = Callable[..., Path]
 Mtr = Callable[..., tuple[int, str, str]]
@@ -146,15 +148,17 @@ def test_the_model_card_says_where_it_comes_from_and_no_path(
         "- evaluation data: `held_out.jsonl`",
         "| steps | 2 |",
         "torch 2.",
+        "in one pass per conversation.",
     ):
         assert words in card
     assert "learning_rate: 0.05" in card
     assert str(tmp_path) not in card
     assert str(QUICKSTART) not in card
+    recipe = load_recipe(run / "recipe.yaml", ["sequence.strategy=per_turn"])
+    write_model_card(tmp_path, "run", recipe, RunState(tmp_path))
+    assert "in one pass per turn." in (tmp_path / "README.md").read_text()
 
 
 def test_a_hub_model_is_named_in_the_card(tmp_path: Path) -> None:
-    from mtr.training.model_card import front_matter
-
     assert "base_model: Qwen/Qwen3-8B" in front_matter("Qwen/Qwen3-8B", "peft")
     assert not any("base_model" in line for line in front_matter(str(tmp_path), "peft"))

@@ -404,10 +404,19 @@ def test_without_splitting_the_message_names_the_pack_and_the_way_out(
     assert "sequence.on_oom to split" in last
 
 
-def test_a_single_turn_that_does_not_fit_is_the_end(recipe: Recipes, monkeypatch: Patch) -> None:
+@pytest.mark.parametrize(
+    "sequence", [{"on_oom": "split"}, {"strategy": "per_turn_unpacked"}], ids=["split", "each turn a row of its own"]
+)
+def test_a_single_turn_that_does_not_fit_is_the_end(
+    recipe: Recipes, monkeypatch: Patch, sequence: dict[str, str]
+) -> None:
     limit_memory(monkeypatch, 10, "forward")
-    with pytest.raises(DeviceMemoryError, match="a single turn, so it cannot be split: lower"):
-        train(load_recipe(recipe(**MEMORY, sequence={"on_oom": "split"})))
+    with pytest.raises(DeviceMemoryError) as raised:
+        train(load_recipe(recipe(**MEMORY, sequence=sequence)))
+    said = str(raised.value)
+    assert "1 conversation (" in said
+    assert "a single turn, so it cannot be split: lower sequence.max_length" in said
+    assert "max_tokens" not in said
 
 
 def test_split_packs_hold_the_same_targets() -> None:

@@ -260,12 +260,13 @@ def test_dropout_of_the_model_is_off_and_said(
     for path in folder.iterdir():
         (noisy / path.name).write_bytes(path.read_bytes())
     config = json.loads((noisy / "config.json").read_text())
-    (noisy / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.5}))
+    (noisy / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.5, "hidden_dropout_prob": 0.5}))
     from mtr.model.loading import load_model
 
     model = load_model(load_recipe(write_recipe(model={"name_or_path": str(noisy)})), torch.device("cpu"))
-    assert model.config.attention_dropout == 0.0
-    assert "attention_dropout" in caplog.text
+    for key in ("attention_dropout", "hidden_dropout_prob"):
+        assert getattr(model.config, key) == 0.0
+        assert f"{key} of the model is set to 0" in caplog.text
 
 
 def test_offloading_from_a_cpu_is_refused(write_recipe: Recipes) -> None:

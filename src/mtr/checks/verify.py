@@ -80,7 +80,7 @@ def verify(
     model = load_model(recipe, device, dtype)
     if dtype == "float64":
         model.double()  # some models keep parameters in float32
-    model.eval()
+    model.train()
     fill_lora_b(model, recipe.training.seed)
     text = text_config(base_model(model).config)
     asked = recipe.model.attention

@@ -176,7 +176,7 @@ def _random_model(recipe: Recipe, config: Any, dtype: str, device: torch.device)
 def switch_noise_off(config: Any) -> list[str]:
     """In place: no dropout and no other noise, which turns share on their common history. Keys that it changed."""
     text = text_config(config)
-    noisy = ("dropout", "pdrop", "layerdrop", "jitter_noise")
+    noisy = ("dropout", "dropout_prob", "dropout_rate", "pdrop", "layerdrop", "jitter_noise")
     keys = [key for key, value in vars(text).items() if key.endswith(noisy) and isinstance(value, float) and value > 0]
     for key in keys:
         setattr(text, key, 0.0)
