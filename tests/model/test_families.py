@@ -83,8 +83,9 @@ def test_gradients_of_zero() -> None:
 
 
 def test_nan_is_not_exact() -> None:
-    found = compared((2.0, {"a": ONE * torch.nan}), (2.0, {"a": ONE}))
+    found = compared((2.0, {"a": ONE * torch.nan, "b": ONE}), (2.0, {"a": ONE, "b": ONE}))
     assert not found.worst <= evidence.EXACT
+    assert found.where == "a"
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,9 @@ def _tried(config: Any, difference: Callable[[Any], float], than: str) -> tuple[
         except UserError as error:
             return False, str(error)
         except Exception as error:  # whatever an unknown architecture raises, it has not been shown to be exact
+            kinds = getattr(text_config(config), "layer_types", None) or ()
+            if isinstance(error, KeyError) and error.args[0] in kinds:
+                raise UserError(f"{config.model_type} has no layers of type {error.args[0]} (layer_types)") from None
             problems.append(error)
     else:
         problem = f"{type(problems[0]).__name__}: {one_line(problems[0])}"
@@ -164,7 +168,8 @@ def foresight(config: Any, trust_remote_code: bool = False) -> float:
         model = small_model(config, trust_remote_code)
         use_own_attention(model)
         one, other = (model(input_ids=row[None], use_cache=False).logits[0, :history] for row in rows)
-    return float((one - other).abs().max() / one.abs().max())
+    found = float((one - other).abs().max() / one.abs().max())
+    return 0.0 if math.isnan(found) else found  # logits that are not finite show nothing
 
 
 def _paths(vocabulary: int) -> list[Ints]:

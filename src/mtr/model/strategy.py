@@ -43,10 +43,14 @@ class Decision:
 def decide(recipe: Recipe, config: Any) -> Decision:
     """
     Raises:
-        UserError: the recipe asks for one pass, and that is not exact; or no turn of the model can be trained.
+        UserError: the recipe asks for one pass, and that is not exact; no turn of the model can be trained; or it has
+            layers that its code does not know.
     """
     asked, name = recipe.sequence.strategy, f"{recipe.model.name_or_path} ({config.model_type})"
-    verdict = judge(config, recipe.sequence.max_length, recipe.model.trust_remote_code)
+    try:
+        verdict = judge(config, recipe.sequence.max_length, recipe.model.trust_remote_code)
+    except UserError as error:
+        raise UserError(f"model.name_or_path: {name} cannot be computed: {error}") from None
     if verdict.alone is not None:
         raise UserError(
             f"model.name_or_path: {name} is no causal language model: {verdict.alone}, so it would see what it predicts"

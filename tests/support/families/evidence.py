@@ -9,6 +9,7 @@ A difference is that of the worst tensor, relative to the largest entry of its g
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -197,7 +198,7 @@ def compared(ours: tuple[float, Gradients], plain: tuple[float, Gradients]) -> D
         is_zero = scale <= _ZERO[gradient.dtype] * largest
         zero += [name] if is_zero else []
         relative = difference / (largest if is_zero else scale)
-        if not relative <= worst:
+        if not (relative <= worst or math.isnan(worst)):
             worst, where = relative, name
     return Difference(abs(ours[0] - plain[0]) / abs(plain[0]), worst, where, len(plain[1]), zero)
 
