@@ -184,7 +184,7 @@ class OutputHead:
 
 def _as_taken(hidden: Tensor, weight: Tensor | None) -> Tensor:
     """Decoders that add up in float32 end in it, whatever their weights are in."""
-    if weight is None or torch.is_autocast_enabled(hidden.device.type):
+    if weight is None or (hidden.device.type != "meta" and torch.is_autocast_enabled(hidden.device.type)):
         return hidden
     narrower = weight.dtype in (torch.bfloat16, torch.float16) and hidden.dtype == torch.float32
     return hidden.to(weight.dtype) if narrower else hidden

@@ -61,13 +61,14 @@ def gather(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any, ke
     Args:
         keep: true on the main process; the others take part and keep nothing.
     """
+    besides = _others(model)  # first: it shards again what an evaluation has left gathered
     weights = {name: _whole(p, keep) for name, p in model.named_parameters() if p.requires_grad}
     state = optimizer.state_dict()
     entries = {
         index: {key: _whole(value, keep) if isinstance(value, Tensor) else value for key, value in entry.items()}
         for index, entry in state["state"].items()
     }
-    others = {name: _whole(tensor, keep) for name, tensor in _others(model) if name not in weights}
+    others = {name: _whole(tensor, keep) for name, tensor in besides if name not in weights}
     return Content(weights, {"state": entries, "param_groups": state["param_groups"]}, schedule.state_dict(), others)
 
 
