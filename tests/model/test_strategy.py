@@ -258,7 +258,7 @@ def test_rows_are_checkpointed(go: Callable[..., Path], mode: str) -> None:
 
 @pytest.mark.distributed
 def test_rows_on_two_processes_are_those_of_one(go: Callable[..., Path], tmp_path: Path) -> None:
-    """The processes have different numbers of rows, so that one of them idles."""
+    """Rows are shared out by cost."""
     one = go("one", steps=2, sequence={"on_oom": "split"})
     recipe = tmp_path / "recipe.yaml"
     overrides = [f"training.output_dir={tmp_path / 'two'}", "--num-processes", "2"]

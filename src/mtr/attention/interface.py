@@ -16,13 +16,14 @@ model would make itself, and picks the mask of its layer:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from mtr.attention.autocast import without_autocast
 from mtr.attention.dense import own_attention, sdpa_attention
 from mtr.attention.flex import flex_backward, flex_forward, flex_mask
 from mtr.attention.layers import layer_spans
@@ -128,7 +129,7 @@ def _forward(
     sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     attention = _entered(handle)
-    with _without_autocast(query):
+    with without_autocast(query):
         out, lse = forward(attention, attention.spans[span], query, key, value, scale, softcap, sinks)
     return out.contiguous(), lse
 
@@ -147,7 +148,7 @@ def _backward(
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     attention = TreeHandle.attention(handle)
-    with _without_autocast(query):
+    with without_autocast(query):
         grads = backward(attention, attention.spans[span], grad_out, query, key, value, out, lse, scale, softcap)
     grad_query, grad_key, grad_value = (_by_token(grad, query.dtype) for grad in grads)
     return grad_query, grad_key, grad_value
@@ -158,11 +159,6 @@ def _entered(handle: Tensor) -> TreeAttention:
     attention = TreeHandle.attention(handle)
     attention.calls += 1
     return attention
-
-
-def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
-    kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _by_token(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from mtr.attention.model_parts import idle_parts, text_config
 from mtr.model.checkpointing import checkpoint_activations
 from mtr.model.layer_kinds import kinds_of_layers
-from mtr.model.shrink import _keep as keep_layers
+from mtr.model.shrink import keep_layers
 from mtr.model.training_state import SHARE, TrainingState, training_state
 from mtr.model.tree_model import RowModel, TreeModel
 from mtr.recipe.sections import Backend, Checkpointing

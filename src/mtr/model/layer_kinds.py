@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtr.model.shrink import _kind
+from mtr.model.shrink import kind_of_layer
 
 _RECURRENT = ("linear_attention", "mamba", "recurrent", "conv")
 _WITHOUT_ATTENTION = (*_RECURRENT, "mlp", "moe")
@@ -39,6 +39,6 @@ def kinds_of_layers(config: Any) -> list[tuple[Any, ...]]:
     count, mixing = int(config.num_hidden_layers), layer_kinds(config)
     found = []
     for layer, own in enumerate(mixing):
-        others = tuple(part for part in _kind(config, layer, count) if part != own)
+        others = tuple(part for part in kind_of_layer(config, layer, count) if part != own)
         found.append((attends(own), recurs(own), "" if attends(own) else own, *others))
     return found

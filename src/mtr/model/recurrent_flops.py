@@ -48,7 +48,7 @@ def recurrence_flops(mixer: nn.Module) -> float | None:
     Returns:
         None for a module that is no recurrent mixer.
     """
-    kind = next((kind.name for kind in KINDS if type(mixer).__name__.endswith(kind.mixers)), None)
+    kind = next((kind.name for kind in KINDS if kind.covers(type(mixer))), None)
     if kind is None:
         return None
     state = STATES.get(kind)

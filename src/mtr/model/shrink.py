@@ -111,13 +111,13 @@ def _keep_kinds(config: Any, layers: Sequence[dict[str, Any]]) -> list[int]:
         Numbers of the layers that are kept.
     """
     count = integer(config, "num_hidden_layers") or 0
-    kinds = [_kind(config, layer, count) for layer in range(count)]
+    kinds = [kind_of_layer(config, layer, count) for layer in range(count)]
     if layers:
         kinds = [(*kind, repr(keys)) for kind, keys in zip(kinds, layers, strict=True)]
     kept = sorted({kinds.index(kind) for kind in kinds} | set(range(min(2, count))) | set(_sharing(config)))
     if kept and _counts_by_period(config):
         kept = list(range(kept[-1] + 1))
-    _keep(config, kept, count)
+    keep_layers(config, kept, count)
     return kept
 
 
@@ -127,7 +127,7 @@ def _sharing(config: Any) -> list[int]:
     return [layer for layer, block in enumerate(blocks) if block == "hybrid"][:2]
 
 
-def _kind(config: Any, layer: int, count: int) -> tuple[Any, ...]:
+def kind_of_layer(config: Any, layer: int, count: int) -> tuple[Any, ...]:
     """What tells a layer from others, by all that configs say of layers one by one."""
     found: list[Any] = [_sort(values[layer]) for _, values in _by_layer(config, count)]
     found += [layer in values for _, values in _numbers_of_layers(config, count)]
@@ -186,7 +186,7 @@ def _counts_by_period(config: Any) -> bool:
     return any(periods) or any(step and step > 1 for step in steps) or bool(getattr(config, "block_types", None))
 
 
-def _keep(config: Any, kept: list[int], count: int) -> None:
+def keep_layers(config: Any, kept: list[int], count: int) -> None:
     by_layer, numbers = _by_layer(config, count), _numbers_of_layers(config, count)
     before = {name: sum(layer < first for layer in kept) for name, first in _boundaries(config, count)}
     for name in ("num_hidden_layers", "num_layers"):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtr.attention.autocast import is_autocast
 from mtr.attention.interface import forget_rows, use_own_attention, use_tree_attention
 from mtr.attention.layers import layer_spans
 from mtr.attention.masks import TreeAttention, TreeHandle
@@ -184,7 +185,7 @@ class OutputHead:
 
 def _as_taken(hidden: Tensor, weight: Tensor | None) -> Tensor:
     """Decoders that add up in float32 end in it, whatever their weights are in."""
-    if weight is None or (hidden.device.type != "meta" and torch.is_autocast_enabled(hidden.device.type)):
+    if weight is None or is_autocast(hidden):
         return hidden
     narrower = weight.dtype in (torch.bfloat16, torch.float16) and hidden.dtype == torch.float32
     return hidden.to(weight.dtype) if narrower else hidden

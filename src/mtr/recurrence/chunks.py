@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mtr.tree.mask import Tree
-from mtr.tree.plan import depths, on_device, without_padding
+from mtr.tree.plan import depths, on_device, with_padding, without_padding
 
 CHUNK = 32
 """Tokens of a chunk."""
@@ -35,22 +35,40 @@ class Level(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ChunkPlan:
-    """N chunks of C places in the order of their depth: the R roots first, then the E = N - R that continue another."""
+class Pieces:
+    """The tokens of a pack as N pieces of C places."""
 
     gather: Tensor
-    """[N * C] token of each place; the chunk's last one where the chunk is shorter"""
+    """[N * C] token of each place; the last one of its piece where that is shorter, after all that is read"""
     valid: Tensor
     """[N, C] whether the place holds a token"""
     back: Tensor
     """[num_tokens] place of each token"""
+
+    @property
+    def num_tokens(self) -> int:
+        """Without the padding."""
+        return len(self.back)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """[1, T, ...] -> [N, C, ...]"""
+        return torch.unflatten(x[0].index_select(0, self.gather), 0, tuple(self.valid.shape))
+
+    def joined(self, x: Tensor, total: int) -> Tensor:
+        """[N, C, ...] -> [1, total, ...], zeros at the padding"""
+        return with_padding(x.flatten(0, 1).index_select(0, self.back), total)
+
+
+@dataclass(frozen=True)
+class ChunkPlan(Pieces):
+    """N chunks in the order of their depth: the R roots first, then the E = N - R that continue another."""
+
     above: Tensor
     """[E] the chunk that each continues"""
     used: Tensor
     """[E] tokens of it that are on the path, at least 1"""
     levels: tuple[Level, ...]
     """Of all but the roots."""
-    num_tokens: int
 
     @property
     def num_roots(self) -> int:
@@ -66,15 +84,6 @@ class ChunkPlan:
     def before_fork(self) -> Tensor:
         """[E, C] whether a place of the chunk above is on the path"""
         return torch.arange(self.valid.shape[1], device=self.used.device) < self.used[:, None]
-
-    def cut(self, x: Tensor) -> Tensor:
-        """[1, T, ...] -> [N, C, ...]"""
-        return torch.unflatten(x[0].index_select(0, self.gather), 0, (len(self.valid), -1))
-
-    def joined(self, x: Tensor, total: int) -> Tensor:
-        """[N, C, ...] -> [1, total, ...], zeros at the padding"""
-        out = x.flatten(0, 1).index_select(0, self.back)
-        return torch.cat([out, out.new_zeros(total - self.num_tokens, *out.shape[1:])])[None]
 
     def at_fork(self, x: Tensor) -> Tensor:
         """[N, C, ...] -> [E, ...]: of the chunk above, at the last token of the path"""
@@ -115,5 +124,4 @@ def chunk_plan(tree: Tree, size: int = CHUNK) -> ChunkPlan:
         above=above_all,
         used=on_device(device, used[order][roots:]),
         levels=levels,
-        num_tokens=total,
     )

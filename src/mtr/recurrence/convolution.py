@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtr.recurrence.segments import ConvolutionPlan
+from mtr.tree.plan import with_padding
 
 
 def convolution(convolve: Callable[[Tensor], Tensor], x: Tensor, plan: ConvolutionPlan) -> Tensor:
@@ -24,4 +25,4 @@ def convolution(convolve: Callable[[Tensor], Tensor], x: Tensor, plan: Convoluti
     by_token = torch.cat([by_token[: plan.num_tokens], by_token.new_zeros(1, by_token.shape[1])])
     placed = by_token.index_select(0, plan.gather)
     out = convolve(placed.T[None])[0].T.index_select(0, plan.keep)
-    return torch.cat([out, out.new_zeros(total - plan.num_tokens, out.shape[1])]).T[None]
+    return with_padding(out, total).mT

@@ -82,8 +82,6 @@ def _chunked(
     query, key, value, g, beta = (plan.cut(x).to(wide).transpose(1, 2) for x in (query, key, value, g, beta))
     if normalize:
         query, key = _unit(query), _unit(key)
-    g = g.masked_fill(~_like(plan.valid, g), 0)  # a place without a token leaves the state alone
-    beta = beta.masked_fill(~plan.valid[:, None], 0)
     decay = g.cumsum(2)
     decay = decay if decay.dim() == 4 else decay[..., None]
     value, decay, beta = (torch.unflatten(x, 1, (heads, -1)) for x in (value, decay, beta))
@@ -92,10 +90,6 @@ def _chunked(
 
 def _unit(x: Tensor) -> Tensor:
     return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
-
-
-def _like(valid: Tensor, g: Tensor) -> Tensor:
-    return valid[:, None] if g.dim() == 3 else valid[:, None, :, None]
 
 
 def _pairs(given: _Inputs, plan: ChunkPlan) -> tuple[Tensor, Tensor]:

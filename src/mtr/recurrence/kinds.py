@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtr.attention.autocast import without_autocast
 from mtr.attention.masks import TreeAttention
 from mtr.recurrence.carried import takes_tree
 from mtr.recurrence.chunks import chunk_plan
@@ -23,7 +24,7 @@ from mtr.recurrence.kernels import delta_rule_scan, described, state_space_scan
 from mtr.recurrence.levels import scan_levels
 from mtr.recurrence.rg_lru import block_over_tree, rg_lru
 from mtr.recurrence.rows import row_plan, state_space_by_rows
-from mtr.recurrence.seams import Arguments, Function, Kind, Seam, without_autocast
+from mtr.recurrence.seams import Arguments, Function, Kind, Seam, is_of
 from mtr.recurrence.seams import follow_tree as _follow_tree
 from mtr.recurrence.segments import convolution_plan, level_plan
 from mtr.recurrence.selective_scan import selective_scan
@@ -43,8 +44,8 @@ def follow_tree(model: nn.Module) -> None:
 
 def kernels_of(model: nn.Module, device: torch.device) -> list[str]:
     """For the log: what computes each kind of recurrence of a model on a device, and why a kernel is not used."""
-    mixers = {type(module).__name__ for module in model.modules()}
-    return described([kind.name for kind in KINDS if any(name.endswith(kind.mixers) for name in mixers)], device)
+    mixers = {type(module) for module in model.modules()}
+    return described([kind.name for kind in KINDS if any(is_of(mixer, kind) for mixer in mixers)], device)
 
 
 def _convolution(original: Function, given: Arguments, pack: TreeAttention) -> Tensor:

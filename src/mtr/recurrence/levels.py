@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mtr.recurrence.segments import LevelPlan
+from mtr.tree.plan import with_padding
 
 Scan = Callable[[list[Tensor], Any], tuple[Tensor, Tensor]]
 """(inputs [n, L, ...], state [n, ...] or None for the first) -> (out [n, L, ...], state [n, ...] after the last token).
@@ -41,7 +42,7 @@ def scan_levels(scan: Scan, inputs: Sequence[Tensor], plan: LevelPlan) -> Tensor
             states.append(state)
         ended = torch.cat(states)
     out = torch.cat(outs).index_select(0, plan.back)
-    return torch.cat([out, out.new_zeros(total - plan.num_tokens, *out.shape[1:])])[None]
+    return with_padding(out, total)
 
 
 def _placed(x: Tensor, plan: LevelPlan) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mtr.recurrence.affine import Reduction, compose, reduction
+from mtr.recurrence.chunks import Pieces
 from mtr.recurrence.kernels import RowScan
 from mtr.recurrence.segments import segments
 from mtr.tree.layout import Ints
@@ -32,28 +33,12 @@ LENGTH = 128
 
 
 @dataclass(frozen=True)
-class RowPlan:
-    gather: Tensor
-    """[N * L] token of each place; the row's last one where the row is shorter"""
-    valid: Tensor
-    """[N, L] whether the place holds a token"""
-    back: Tensor
-    """[num_tokens] place of each token"""
+class RowPlan(Pieces):
     continued: Tensor | None
     """[M] rows that others continue, in the order of the reduction; None: no row is"""
     reduction: Reduction
     before: Tensor
     """[N] which of the continued rows each one continues; M at a root"""
-    num_tokens: int
-
-    def cut(self, x: Tensor) -> Tensor:
-        """[1, T, ...] -> [N, L, ...]"""
-        return torch.unflatten(x[0].index_select(0, self.gather), 0, tuple(self.valid.shape))
-
-    def joined(self, x: Tensor, total: int) -> Tensor:
-        """[N, L, ...] -> [1, total, ...], zeros at the padding"""
-        out = x.flatten(0, 1).index_select(0, self.back)
-        return torch.cat([out, out.new_zeros(total - self.num_tokens, *out.shape[1:])])[None]
 
 
 def row_plan(tree: Tree, length: int = LENGTH) -> RowPlan:
@@ -82,7 +67,6 @@ def row_plan(tree: Tree, length: int = LENGTH) -> RowPlan:
         continued=on_device(device, order) if len(order) else None,
         reduction=reduced,
         before=on_device(device, before),
-        num_tokens=found.num_tokens,
     )
 
 

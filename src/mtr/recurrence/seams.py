@@ -13,7 +13,6 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -21,6 +20,7 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
+from mtr.attention.autocast import without_autocast
 from mtr.attention.masks import TreeAttention, TreeHandle
 from mtr.attention.model_parts import decoder
 from mtr.errors import UserError
@@ -59,6 +59,16 @@ class Kind(NamedTuple):
     carried: bool = False
     """Whether the tree comes in the place of a mask, because models do not hand keyword arguments on to the seams."""
 
+    def covers(self, mixer: type) -> bool:
+        """By its name; whether it has the seams is another question."""
+        return mixer.__name__.endswith(self.mixers)
+
+
+def is_of(mixer: type, kind: Kind) -> bool:
+    """Whether a class is a mixer of a kind, with all that the kind needs."""
+    module = sys.modules.get(mixer.__module__)
+    return kind.covers(mixer) and module is not None and not _missing(kind, mixer, module)
+
 
 def follow_tree(model: nn.Module, kinds: Iterable[Kind]) -> None:
     """Let the recurrent layers of a model follow the tree that the decoder is handed. Once or more than once.
@@ -68,7 +78,7 @@ def follow_tree(model: nn.Module, kinds: Iterable[Kind]) -> None:
     """
     kinds = tuple(kinds)
     for mixer in {type(module) for module in model.modules()}:
-        known = [kind for kind in kinds if mixer.__name__.endswith(kind.mixers)]
+        known = [kind for kind in kinds if kind.covers(mixer)]
         module = sys.modules.get(mixer.__module__)
         if not known or module is None:
             continue
@@ -169,15 +179,10 @@ def _following(original: Function, over_tree: OverTree) -> Function:
 
 
 def _in_own_dtype(over_tree: OverTree) -> OverTree:
+    """States are sums of many terms: what is computed with them stays in the type it was given in, or a wider one."""
+
     def run(original: Function, given: Arguments, pack: TreeAttention) -> Any:
         with without_autocast(next(x for x in given.values() if isinstance(x, torch.Tensor))):
             return over_tree(original, given, pack)
 
     return run
-
-
-def without_autocast(like: torch.Tensor) -> AbstractContextManager[Any]:
-    """States are sums of many terms: what is computed with them stays in the type it was given in or a wider one."""
-    kind = like.device.type
-    enabled = kind != "meta" and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if enabled else nullcontext()

@@ -47,7 +47,6 @@ def state_space(
     wide = torch.promote_types(x.dtype, torch.float32)
     groups, heads = key.shape[2], x.shape[2]
     inputs, step, keys, queries = (plan.cut(t).to(wide).transpose(1, 2) for t in (x, dt, key, query))
-    step = step.masked_fill(~plan.valid[:, None], 0)  # a place without a token leaves the state alone
     inputs = torch.unflatten(inputs * step[..., None], 1, (groups, -1))  # [N, G, R, L, P]
     decay = torch.unflatten((step * rate.to(wide)[:, None]).cumsum(-1), 1, (groups, -1))  # [N, G, R, L]
 

@@ -73,6 +73,11 @@ def without_padding(parent: Ints) -> Ints:
     return parent[: used[-1] + 1 if len(used) else 1]
 
 
+def with_padding(x: Tensor, total: int) -> Tensor:
+    """[n, ...] -> [1, total, ...], zeros at the padding"""
+    return torch.cat([x, x.new_zeros(total - len(x), *x.shape[1:])])[None]
+
+
 def depths(above: Ints) -> Ints:
     """How many are above each, where those above come first."""
     found = [0] * len(above)
