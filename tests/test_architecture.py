@@ -15,8 +15,14 @@ from support.paths import ROOT
 SOURCE = ROOT / "src" / "mtr"
 ORDER = (
     "cli",
+    "pages",
+    "start",
+    "report",
+    "talk",
+    "plan",
     "bench",
     "checks",
+    "integrations",
     "training",
     "store",
     "model",
@@ -112,10 +118,10 @@ def test_a_package_says_what_it_imports(package: str) -> None:
     docstring = ast.get_docstring(tree)
     assert docstring, "what is it for?"
     assert len(tree.body) == 1, "nothing is exported again from another place"
-    line = re.search(r"^Imports: (.+)\.$", docstring, re.MULTILINE)
+    line = re.search(r"^Imports: ([^.]+)\.$", docstring, re.MULTILINE)
     assert line, "the docstring has no line 'Imports: ...'"
     used = {place(other) for module, others in imports().items() if place(module) == package for other in others}
-    written = [name for name in line[1].split(", ") if name != "nothing of mtr"]
+    written = [name for name in " ".join(line[1].split()).split(", ") if name != "nothing of mtr"]
     assert written == [name for name in (*ORDER, *GROUND) if name in used - {package}]
 
 

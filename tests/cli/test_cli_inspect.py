@@ -5,6 +5,8 @@ it proves that the tree is its turns.
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,12 +42,16 @@ def decode(ids: list[int]) -> str:
 
 def test_inspect_has_the_keys_of_the_contract(inspected: Inspected) -> None:
     found = inspected()
-    assert list(found) == ["index", "turns", "layout", "targets", "segments", "num_tokens", "flops"]
+    assert list(found) == ["index", "turns", "layout", "targets", "segments", "num_tokens", "flops", "roles"]
     assert set(found["turns"][0]) == {"turn", "message_index", "prompt_ids", "completion_ids", "trained"}
     assert set(found["layout"]) == {"input_ids", "position_ids", "subtree_end", "parent"}
     assert set(found["targets"]) == {"predictor", "target_id", "weight"}
     assert set(found["segments"][0]) == {"start", "end", "kind", "turn"}
     assert set(found["num_tokens"]) == {"single_pass", "per_turn", "supervised"}
+    assert set(found["roles"][0]) == {"start", "end", "role", "message"}
+    edges = [0, *(run["end"] for run in found["roles"])]
+    assert [run["start"] for run in found["roles"]] == edges[:-1]
+    assert edges[-1] == len(found["layout"]["input_ids"])
 
 
 def test_inspect_shows_the_tokens_of_inference(inspected: Inspected, write_rows: Write) -> None:
@@ -223,14 +229,117 @@ def test_inspect_shows_people_the_turns_the_tree_and_the_mask(
         "single pass",
         "per turn",
         "supervised",
-        "turns",
-        "tree",
-        "trunk 0",
-        "branch 1",
-        "◣",
+        "turns: 2 of 2 trained",
+        "├─╮ turn 0  sees ",
+        "├─ turn 1  sees ",
+        "▌ thinking  [bold]Ana[/bold] has [/] 2.",
+        "│ copy      Ana has 2 coins now.",
+        "mask",
     ):
         assert words in out
-    assert "[bold]" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--index 1 --find x", "--index and --find exclude each other: --index names the row; leave one out"),
+        ("--index 1 --untrained", "--index and --untrained"),
+        ("--index 1 --longest", "--index and --longest"),
+        ("--index 1 --random", "--index and --random"),
+        ("--random --longest", "--random and --longest exclude each other"),
+        ("--all --rows 2", "--all and --rows exclude each other"),
+        ("--seed 1", "--seed is for --random"),
+        ("--turn 0 --rows 2", "--turn is for one row"),
+        ("--turn 0 --all", "--turn is for one row"),
+        ("--png {tmp}/x.png --rows 2", "--png is for one row"),
+        ("--turn 0 --html {tmp}/x.html", "--turn and --html exclude each other"),
+        ("--html {tmp}", "--html: {tmp} cannot be written: it is a folder"),
+        ("--png {recipe}/x.png", "--png: {recipe}/x.png cannot be written"),
+        ("--find", "requires an argument"),
+        ("--find ''", "--find: there is no text to look for"),
+        ("--rows 0", "--rows"),
+        ("--turn 9", "--turn 9: row 0 has 6 turns, counted from 0"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_one_line(
+    mtr: Mtr, write_recipe: Write, tmp_path: Path, options: str, words: str
+) -> None:
+    recipe = write_recipe()
+    places = {"tmp": tmp_path, "recipe": recipe}
+    code, out, err = mtr("inspect", recipe, *shlex.split(options.format(**places)))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words.format(**places) in err
+
+
+def beginning(text: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with another beginning, so that none is the beginning of another row."""
+    row["messages"][0]["content"] = f"{text}: {row['messages'][0]['content']}"
+    return row
+
+
+def test_rows_are_chosen_and_what_is_not_found_exits_with_1(mtr: Mtr, write_recipe: Write, write_rows: Write) -> None:
+    rows = [beginning(str(n), conversation_row(turns=n)) for n in (2, 1, 3)]
+    rows[1]["messages"][1]["train"] = False
+    recipe = write_recipe(data={"train": str(write_rows(rows))})
+
+    def found(*options: object) -> list[int]:
+        code, out, err = mtr("inspect", recipe, *options, "--json")
+        assert (code, err) == (0, "")
+        return [json.loads(line)["index"] for line in out.splitlines()]
+
+    assert found("--longest") == [2]
+    assert found("--untrained", "--rows", 3) == [1]
+    assert found("--find", "8 COINS", "--rows", 3) == [2]
+    assert found("--rows", 2) == [0, 1]
+    assert sorted(found("--random", "--rows", 3, "--seed", 5)) == [0, 1, 2]
+    assert found("--random", "--seed", 5) == found("--random", "--seed", 5)
+    code, out, err = mtr("inspect", recipe, "--find", "eight coins")
+    assert (code, out) == (1, "")
+    assert err == "error: data.train: no row with 'eight coins' in a message\n"
+    err = mtr("inspect", recipe, "--random")[2]
+    assert re.fullmatch(r"note: --random --seed \d+ chooses the same again\n", err)
+
+
+def test_files_hold_the_rows_and_standard_output_nothing(
+    mtr: Mtr, write_recipe: Write, write_rows: Write, tmp_path: Path
+) -> None:
+    rows = [beginning(str(n), conversation_row(turns=n)) for n in (1, 2)]
+    recipe = write_recipe(data={"train": str(write_rows(rows))})
+    page, picture = tmp_path / "new" / "rows.html", tmp_path / "mask.png"
+    page.parent.mkdir()
+    page.write_text("an older one, named again")
+    code, out, err = mtr("inspect", recipe, "--rows", 2, "--html", page)
+    assert (code, out, err) == (0, "", f"wrote {page}: 2 rows\n")
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    for line in ("line 1", "line 2"):
+        assert line in text
+    code, out, err = mtr("inspect", recipe, "--index", 1, "--png", picture)
+    assert (code, out, err) == (0, "", f"wrote {picture}\n")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    code, out, err = mtr("inspect", recipe, "--all", "--html", page)
+    assert (code, out, err) == (0, "", f"wrote {page}: 2 rows\n")
+
+
+def test_a_picture_needs_a_trained_turn(mtr: Mtr, write_recipe: Write, write_rows: Write, tmp_path: Path) -> None:
+    row = conversation_row(turns=1)
+    row["messages"][1]["train"] = False
+    recipe = write_recipe(data={"train": str(write_rows([row]))})
+    code, out, err = mtr("inspect", recipe, "--png", tmp_path / "mask.png")
+    assert (code, out) == (2, "")
+    assert err == "error: --png: row 0 has no trained turn, so there is no mask to draw\n"
+    assert not (tmp_path / "mask.png").exists()
+
+
+def test_one_turn_as_json_is_that_of_the_whole_row(mtr: Mtr, inspected: Inspected, write_recipe: Write) -> None:
+    whole = inspected("--index", 2)["turns"][1]
+    code, out, err = mtr("inspect", write_recipe(), "--index", 2, "--turn", 1, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert found["prompt"]["ids"] == whole["prompt_ids"]
+    assert found["completion"]["ids"] == whole["completion_ids"]
+    assert decode(found["completion"]["ids"]) == found["completion"]["text"]
+    assert [found[key] for key in ("index", "turn", "message_index", "trained", "weight")] == [2, 1, 3, True, 1.0]
 
 
 @pytest.mark.parametrize("max_tokens", [4096, 300])

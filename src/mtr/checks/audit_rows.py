@@ -36,48 +36,83 @@ def sample_rows(recipe: Recipe, most: int) -> tuple[Iterator[Conversation | Skip
     return (data.take(index * len(data) // number) for index in range(number)), len(data)
 
 
-def audit_rows(builder: Builder, rows: Iterable[Conversation | SkippedRow], of_rows: int | None) -> DataReport:
-    """Make turns of every row as training would, and count them by what happens to them.
+class RowAudit:
+    """Makes turns of rows as training would, and counts them by what happens to them.
 
     What would end the run is counted, and does not end this.
     """
-    recipe = builder.recipe
-    limit, stops_at_length = recipe.sequence.max_length, recipe.sequence.overlong == "error"
-    if stops_at_length:
-        builder = Builder(recipe.replace(sequence={"overlong": "drop"}), builder.renderer)
-    kinds = ("refused", "chosen", "notes", "unreadable", "filtered", "remarks")
-    counts = {name: Counter[str]() for name in kinds}
-    examples: dict[str, str] = {}
-    stops: dict[str, str] = {}
-    lengths: list[float] = []
-    number = turns = trained = 0
-    for row in rows:
-        number += 1
+
+    def __init__(self, builder: Builder) -> None:
+        recipe = builder.recipe
+        self._limit, self._stops_at_length = recipe.sequence.max_length, recipe.sequence.overlong == "error"
+        self._stops_at_row = recipe.data.on_bad_row == "error"
+        if self._stops_at_length:
+            builder = Builder(recipe.replace(sequence={"overlong": "drop"}), builder.renderer)
+        self._builder = builder
+        kinds = ("refused", "chosen", "notes", "unreadable", "filtered", "remarks")
+        self._counts = {name: Counter[str]() for name in kinds}
+        self._examples: dict[str, str] = {}
+        self._stops: dict[str, str] = {}
+        self._lengths: list[float] = []
+        self._rows = self._turns = self._trained = 0
+
+    def add(self, row: Conversation | SkippedRow) -> list[Turn]:
+        """Count a row.
+
+        Returns:
+            Its turns, those that are not trained included; none of a row that is skipped.
+        """
+        self._rows += 1
+        counts, examples = self._counts, self._examples
         if isinstance(row, SkippedRow):
             counts["filtered" if row.problem is None else "unreadable"][_why(row)] += 1
-            if row.problem is not None and recipe.data.on_bad_row == "error":
-                stops.setdefault(STOPS_AT_ROW, row.where)
-            continue
+            if row.problem is not None and self._stops_at_row:
+                self._stops.setdefault(STOPS_AT_ROW, row.where)
+            return []
         for remark in row.remarks:
             counts["remarks"][remark] += 1
             examples.setdefault(remark, row.where)
-        rendered = builder.rendered(row)
-        lengths += _lengths(rendered, limit)
-        for turn in builder.fitted(rendered, row.where):
-            turns += 1
-            trained += turn.trained
+        rendered = self._builder.rendered(row)
+        self._lengths += _lengths(rendered, self._limit)
+        turns = self._builder.fitted(rendered, row.where)
+        for turn in turns:
+            self._turns += 1
+            self._trained += turn.trained
             where = f"{row.where}, message {turn.message_index}"
             if turn.reason is not None:
                 counts["chosen" if turn.reason in CHOSEN else "refused"][turn.reason] += 1
-            if turn.reason == too_long(limit) and stops_at_length:
-                stops.setdefault(STOPS_AT_LENGTH, where)
+            if turn.reason == too_long(self._limit) and self._stops_at_length:
+                self._stops.setdefault(STOPS_AT_LENGTH, where)
             notes = turn.notes if turn.trained else ()
             counts["notes"].update(notes)
             for text in (*notes, *([turn.reason] if turn.reason else [])):
                 examples.setdefault(text, where)
-    by_number = {name: dict(counter.most_common()) for name, counter in counts.items()}
-    summary = _summary(lengths, limit)
-    return DataReport(number, of_rows, turns, trained, **by_number, examples=examples, lengths=summary, stops=stops)
+        return turns
+
+    def report(self, of_rows: int | None) -> DataReport:
+        """
+        Args:
+            of_rows: how many rows there are; None if that is not known.
+        """
+        by_number = {name: dict(counter.most_common()) for name, counter in self._counts.items()}
+        return DataReport(
+            self._rows,
+            of_rows,
+            self._turns,
+            self._trained,
+            **by_number,
+            examples=self._examples,
+            lengths=_summary(self._lengths, self._limit),
+            stops=self._stops,
+        )
+
+
+def audit_rows(builder: Builder, rows: Iterable[Conversation | SkippedRow], of_rows: int | None) -> DataReport:
+    """What becomes of these rows, and of their turns."""
+    audit = RowAudit(builder)
+    for row in rows:
+        audit.add(row)
+    return audit.report(of_rows)
 
 
 def _why(row: SkippedRow) -> str:

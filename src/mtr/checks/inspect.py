@@ -1,4 +1,4 @@
-"""`mtr inspect`: rows of `data.train` laid out as in training, and the proof that the trees hold the turns.
+"""`mtr inspect`: a row of `data.train` laid out as in training, and the proof that the trees hold the turns.
 
 Needs a tokenizer and the data, no weights.
 """
@@ -6,38 +6,16 @@ Needs a tokenizer and the data, no weights.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 
 from mtr.checks.inspection import Inspection
-from mtr.data.conversation import Conversation, SkippedRow
-from mtr.data.mixture import Mixture
-from mtr.data.stream import Stream
+from mtr.data.conversation import Conversation
 from mtr.model.flops import FlopCounter
 from mtr.prepare.builder import Builder
 from mtr.prepare.views import weigh
 from mtr.tree.layout import Layout, path_to
 from mtr.tree.packing import build_layouts
-
-
-def rows_to_inspect(data: Mixture | Stream, index: int | None) -> Iterator[tuple[int, Conversation | SkippedRow]]:
-    """One row with its number, or all rows in file order; among all, those that training skips as SkippedRow.
-
-    Raises:
-        UserError: the one row is bad, or there is none of this number.
-    """
-    if isinstance(data, Mixture):
-        if index is not None:
-            yield index, data.conversation(index)
-        else:
-            yield from ((number, data.take(number)) for number in range(len(data)))
-        return
-    for number, row in enumerate(data.rows(0, 0, shuffle=False)):
-        if index is None or number == index:
-            yield number, row
-        if number == index:
-            return
 
 
 def inspect_conversation(
