@@ -16,7 +16,7 @@ from mtr.files import write_json
 from mtr.model.device import peak_memory, reset_peak_memory
 from mtr.prepare.counts import Counts
 from mtr.training.environment import PACKAGES, environment
-from mtr.training.metrics import MetricsFile, throughput
+from mtr.training.metrics import MetricsFile, throughput, totals
 
 CPU = torch.device("cpu")
 
@@ -119,6 +119,12 @@ def test_throughput_has_the_names_of_the_contract() -> None:
         "conversations_per_second": 4.0,
         "per_turn_tokens_per_second": 500.0,
     }
+
+
+def test_totals_leave_out_what_there_is_none_of() -> None:
+    counts = Counts(conversations=2, tokens=100, untrained_turns=Counter(long=1))
+    written = strict(write_json(None, totals(counts)))
+    assert written == {"conversations": 2, "tokens": 100, "untrained_turns": {"long": 1}}
 
 
 def test_counts_add_up() -> None:

@@ -38,9 +38,11 @@ class Tracked:
 def test_numbers_have_the_names_of_the_file() -> None:
     tracked: Any = Tracked()
     track(tracked, "train", {"step": 3, "loss": 0.5, "grad_norm": None, "rows": ["a"], "skipped": "not finite"})
+    track(tracked, "train", {"step": 4, "loss": 0.5, "totals": {"tokens": 9, "untrained_turns": {"too 'long'": 1}}})
     track(tracked, "eval", {"step": 3, "eval_loss": 0.25, "eval_loss_by_source": {"a.jsonl": 0.5}})
     assert tracked.logged == [
         (3, {"train/loss": 0.5}),
+        (4, {"train/loss": 0.5}),
         (3, {"eval/loss": 0.25, "eval/loss_by_source.a.jsonl": 0.5}),
     ]
 

@@ -23,6 +23,8 @@ class GeneratedTurn:
     reference: str
     answer: str | None = None
     """Of the row, for its last turn."""
+    asked: str | None = None
+    """What the user and the tools said since the assistant's last message."""
 
     @property
     def exact_match(self) -> bool:

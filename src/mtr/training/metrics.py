@@ -29,6 +29,11 @@ def throughput(counts: Counts, seconds: float) -> dict[str, Any]:
     }
 
 
+def totals(counts: Counts) -> dict[str, Any]:
+    """The counts of a whole run so far, by their names in `Counts`; what there is none of is left out."""
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(counts).items() if value}
+
+
 class MetricsFile:
     """metrics.jsonl, one line at a time. Only the main process writes.
 

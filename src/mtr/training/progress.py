@@ -1,19 +1,28 @@
-"""Progress of a run in the terminal, and the summary at its end. Without a terminal, progress is plain lines."""
+"""Progress of a run in the terminal, and the summary at its end. Without a terminal, progress is plain lines.
+
+training ━━━━━━━━━━━━━━━╸━━━━━━━━ 80/120  loss 0.1130 █▆▄▃▂▂▁▁▁▁  15 s left
+"""
 
 from __future__ import annotations
 
 import math
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from mtr.console import console, first_few, labelled, printable, shorten
 from mtr.recipe.sections import Recipe
 from mtr.training.exact_match import GeneratedTurn
+from mtr.training.pace import ASCII_BLOCKS, BLOCKS, Pace, sparkline, time_left
 from mtr.training.state import RunState
+
+_NARROW = 70
+"""Columns of a terminal from which on there is room for the curve of the loss."""
 
 
 class RunDisplay:
@@ -22,20 +31,24 @@ class RunDisplay:
     def __init__(self, recipe: Recipe, num_steps: int, start: int, enabled: bool) -> None:
         self._recipe = recipe
         self._num_steps = num_steps
+        self._start = start
+        self._pace = Pace(num_steps, start, time.monotonic())
+        self._losses: list[float | None] = []
         self._console = console()
         self._console.quiet = not enabled
         self._progress = Progress(
             TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=max(self._console.width - 64, 8)),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
+            _TimeLeft(self),
             console=self._console,
             disable=not (enabled and self._console.is_terminal),
         )
         self._task = self._progress.add_task("training", total=num_steps, completed=start, status="")
 
     def __enter__(self) -> Self:
+        self._pace = Pace(self._num_steps, self._start, time.monotonic())
         self._progress.start()
         return self
 
@@ -84,15 +97,30 @@ class RunDisplay:
             )
 
     def stepped(self, line: dict[str, Any]) -> None:
+        self._pace.reached(line["step"], time.monotonic())
+        self._losses.append(line["loss"])
         loss = "no turn to train" if line["loss"] is None else f"loss {line['loss']:.4f}"
-        self._progress.update(self._task, completed=line["step"], status=loss)
+        self._progress.update(self._task, completed=line["step"], status=f"{loss} {self._curve()}".rstrip())
         if not self._console.is_terminal:
             norm = "" if line["grad_norm"] is None else f"  grad norm {line['grad_norm']:.3f}"
             norm += f"  no update: {line['skipped']}" if line.get("skipped") and line["loss"] is not None else ""
+            left = f"  {left} left" if (left := self.left()) and line["step"] < self._num_steps else ""
             self.say(
                 f"step {line['step']}/{self._num_steps}  {loss}{norm}  lr {line['learning_rate']:.2e}  "
-                f"{line['tokens_per_second']:,.0f} tokens/s  ({line['per_turn_tokens_per_second']:,.0f} per-turn)"
+                f"{line['tokens_per_second']:,.0f} tokens/s  ({line['per_turn_tokens_per_second']:,.0f} per-turn){left}"
             )
+
+    def left(self) -> str:
+        """The time until the last step, in words; empty where nothing is known of it."""
+        seconds = self._pace.left(time.monotonic())
+        return "" if seconds is None else time_left(seconds)
+
+    def _curve(self) -> str:
+        """The loss since this process began, where there is room for it."""
+        room = min(self._console.width // 4 - 8, 40)
+        if self._console.width < _NARROW:
+            return ""
+        return sparkline(self._losses, room, BLOCKS if self._console.encoding.startswith("utf") else ASCII_BLOCKS)
 
     def evaluated(self, line: dict[str, Any]) -> None:
         sources = line.get("eval_loss_by_source", {})
@@ -151,6 +179,18 @@ class RunDisplay:
             yield "held-out", f"{before:.1%} of turns answered exactly before training, {after:.1%} after"
         if state.stopped_by is None:
             yield "adapter" if self._recipe.lora else "model", str(state.output_dir)
+
+
+class _TimeLeft(ProgressColumn):
+    """Counts down between two steps."""
+
+    def __init__(self, display: RunDisplay) -> None:
+        super().__init__()
+        self._display = display
+
+    def render(self, task: Task) -> Text:
+        left = "" if task.finished else self._display.left()
+        return Text(f"{left} left" if left else "", "progress.remaining")
 
 
 def _left_out(state: RunState) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from mtr.training.faults import PackSplitter
 from mtr.training.feed import Feed
 from mtr.training.learner import Learner
 from mtr.training.log import RunLog
-from mtr.training.metrics import throughput
+from mtr.training.metrics import throughput, totals
 from mtr.training.optim import advance
 from mtr.training.rejects import RejectsFile
 from mtr.training.state import Goal, RunState
@@ -85,6 +85,8 @@ class StepLog:
         line |= throughput(step.counts, seconds) | {"position": step.position, "data_wait_seconds": self._feed.wait}
         line |= {"flops_per_second": flops / seconds, "mfu": flops / seconds / self._meter.matrix_rate}
         line |= {"imbalance": step.imbalance, "peak_memory_bytes": peak_memory(self._device)}
+        line |= {"total_seconds": state.seconds, "total_data_wait_seconds": state.data_wait_seconds}
+        line |= {"totals": totals(state.counts)}
         skipped = self._why_skipped(loss, grad_norm)
         if skipped:
             line |= {"skipped": skipped, "rows": list(step.rows)}

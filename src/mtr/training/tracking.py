@@ -83,11 +83,11 @@ def _options(output_dir: Path, start: int) -> dict[str, dict[str, Any]]:
 
 
 def track(accelerator: Accelerator, kind: str, line: dict[str, Any]) -> None:
-    """The numbers of a line of metrics.jsonl, as `kind/name`."""
+    """The numbers of a line of metrics.jsonl, as `kind/name`; not the totals, whose reasons are no names of metrics."""
     numbers = {
         f"{kind}/{key.removeprefix('eval_')}": value
         for key, value in flat(line).items()
-        if isinstance(value, (int, float)) and key != "step"
+        if isinstance(value, (int, float)) and key != "step" and not key.startswith("totals.")
     }
     accelerator.log(numbers, step=line["step"])
 

@@ -1,0 +1,4 @@
+"""`mtr report`: what runs wrote to their folders, read and compared.
+
+Imports: store, recipe, console, errors.
+"""

@@ -1,0 +1,164 @@
+"""What became of a run, told from its folder: finished, at work, stopped by a signal, or ended without a word."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtr.report.metrics import Metrics
+from mtr.store.checkpoints import step_of
+from mtr.store.lock import NAME as LOCK
+from mtr.store.lock import STALE
+from mtr.store.marker import Marker
+
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+_NOT_FINITE = "not finite"
+_MOST_STEPS = 2**53
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps a run is to make."""
+
+    steps: int | None = None
+    """None: not known."""
+    is_exact: bool = True
+    """Whether the recipe names the number; otherwise it is told from the epochs done so far."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    state: str
+    """finished, running, stopped, failed, or empty (no step is logged)."""
+    text: str
+    """In words."""
+    seconds_left: float | None = None
+    """Of a run at work, by the pace of its last steps."""
+
+
+def planned(recipe: dict[str, Any], metrics: Metrics) -> Plan:
+    """
+    Args:
+        recipe: of the run, as plain data.
+    """
+    training = recipe.get("training")
+    training = training if isinstance(training, dict) else {}
+    steps = training.get("max_steps")
+    if type(steps) is int and 0 < steps <= _MOST_STEPS:
+        return Plan(steps)
+    epochs = training.get("num_train_epochs", 1)
+    done = metrics.train["epoch"][-1] if len(metrics.train) else math.nan
+    if not isinstance(epochs, (int, float)) or not 0 < epochs <= _MOST_STEPS or not done > 0:
+        return Plan()
+    wanted = min(epochs * metrics.train.step[-1] / done, _MOST_STEPS)
+    return Plan(max(1, math.ceil(round(wanted, 6))), is_exact=False)
+
+
+def outcome_of(folder: Path, marker: Marker, recipe: dict[str, Any], metrics: Metrics, plan: Plan) -> Outcome:
+    last = last_step(metrics)
+    steps = _steps(last, plan)
+    if is_at_work(folder):
+        left = _seconds_left(metrics, plan)
+        return Outcome("running", f"at work, {steps} done" if last else "at work, no step is logged yet", left)
+    has_result = any(name in marker.files and (folder / name).is_file() for name in _WEIGHTS)
+    if has_result and (plan.steps is None or not plan.is_exact or last >= plan.steps):
+        return Outcome("finished", f"finished, {last:,} steps")
+    training = recipe.get("training")
+    patience = training.get("early_stopping_patience") if isinstance(training, dict) else None
+    if has_result and type(patience) is int and patience > 0:
+        return Outcome("finished", f"finished early after {steps}: eval loss did not improve in {patience} evaluations")
+    if not last and not len(metrics.train):
+        return Outcome("empty", "no step is logged")
+    checkpoints = sorted(map(step_of, folder.glob("checkpoint-*[0-9]")))
+    kept = f"checkpoint-{checkpoints[-1]} is the newest" if checkpoints else "there is no checkpoint"
+    if name := _stopped_by(folder, checkpoints, last):
+        return Outcome("stopped", f"stopped by {name} after {steps}; continue with --resume")
+    if metrics.skipped_last and metrics.skipped and metrics.skipped[-1][1] == _NOT_FINITE:
+        text = f"ended after {steps}, the last {metrics.skipped_last} without a finite loss or gradient"
+        return Outcome("failed", f"{text}; {kept}")
+    older = "; the result in the folder is that of an earlier end" if has_result else ""
+    return Outcome("failed", f"ended after {steps}, by an error or killed; {kept}{older}")
+
+
+def last_step(metrics: Metrics) -> int:
+    """The last step that a line tells of."""
+    return int(max((lines.step[-1] for lines in (metrics.train, metrics.evals) if len(lines)), default=0))
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a process holds the lock of the folder; nothing is touched.
+
+    A holder on this machine is looked up among its processes. One elsewhere counts as alive until its lock has not
+    been touched for three minutes.
+    """
+    path = folder / LOCK
+    if not path.is_file():
+        return False
+    try:
+        age = time.time() - path.stat().st_mtime
+        holder = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not isinstance(holder, dict):
+        return False
+    boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
+    if (holder.get("boot"), holder.get("host")) == (boot, socket.gethostname()):
+        return _lives(holder.get("pid"))
+    return age < STALE
+
+
+def _lives(pid: object) -> bool:
+    if type(pid) is not int or not 0 < pid < 2**31:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _steps(last: int, plan: Plan) -> str:
+    if plan.steps is None:
+        return f"{last:,} step{'' if last == 1 else 's'}"
+    return f"{last:,} of {'' if plan.is_exact else 'about '}{plan.steps:,} steps"
+
+
+def _seconds_left(metrics: Metrics, plan: Plan) -> float | None:
+    recent = metrics.train["seconds"][-20:]
+    recent = recent[~(recent != recent)]
+    if plan.steps is None or not len(recent):
+        return None
+    return float(max(0, plan.steps - last_step(metrics)) * recent.mean())
+
+
+def _stopped_by(folder: Path, checkpoints: list[int], last: int) -> str | None:
+    """The signal that ended the run, if its newest checkpoint is that of its end."""
+    if not checkpoints or checkpoints[-1] < last:
+        return None
+    number = read_state(folder, checkpoints[-1]).get("stopped_by")
+    try:
+        return signal.Signals(number).name if isinstance(number, int) else None
+    except ValueError:
+        return f"signal {number}"
+
+
+def read_state(folder: Path, step: int) -> dict[str, Any]:
+    """What a checkpoint keeps of the run's state; empty if it cannot be read."""
+    path = folder / f"checkpoint-{step}" / "training_state.json"
+    if not path.is_file():
+        return {}
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) else {}
