@@ -3,8 +3,9 @@
     python benchmarks/memory.py [RECIPE ...] [--tokens N] [--card GIB] [--json FILE]
 
 By the storages of fake tensors (`mtr.model.estimate`): no card, no weights and no download are needed, only the shapes
-in `benchmarks/shapes`. A recipe fits if weights, gradients and optimizer leave more than activations / 0.92 free; the
-rest is for fragmentation. Layers are counted as they are without torch.compile, which keeps no more.
+in `benchmarks/shapes`; a recipe that has none there is left out. A recipe fits if weights, gradients and optimizer
+leave more than activations / 0.92 free; the rest is for fragmentation. Layers are counted as they are without
+torch.compile, which keeps no more.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def described(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", type=Path, nargs="*", default=sorted((ROOT / "recipes").glob("*.yaml")))
+    known = sorted(recipe for recipe in (ROOT / "recipes").glob("*.yaml") if shape_of(recipe).exists())
+    parser.add_argument("recipes", type=Path, nargs="*", default=known)
     parser.add_argument("--tokens", type=int)
     parser.add_argument("--card", type=float, default=CARD)
     parser.add_argument("--json", type=Path)

@@ -1,0 +1,136 @@
+"""GPUs by name: how fast they multiply and how much they hold, from the vendor's data sheets.
+
+Rates are of dense 16-bit matmuls that accumulate in float32, which is what training does. Data sheets often print twice
+as much, for matrices half of whose entries are zero, and GeForce cards twice as much again for sums in 16 bits.
+
+Memory is what PyTorch finds, `torch.cuda.get_device_properties(0).total_memory`: less than the gigabytes of the data
+sheet, as the driver keeps a part and GDDR6 with error correction holds a sixteenth less.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+from mtr.console import shorten
+from mtr.errors import UserError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    memory_gib: float
+    """As PyTorch finds it, in GiB of 2**30 bytes."""
+    bf16_tflops: float
+    """Dense peak of bfloat16 matmuls in 10**12 FLOPs a second; of float16 where there is no bfloat16."""
+    source: str
+    """Of the rate."""
+    bf16: bool = True
+    """Has units for bfloat16."""
+
+    @property
+    def flops_per_second(self) -> float:
+        return self.bf16_tflops * 1e12
+
+    @property
+    def memory(self) -> int:
+        """Bytes."""
+        return int(self.memory_gib * 2**30)
+
+
+_H100 = "https://resources.nvidia.com/en-us-gpu-resources/h100-datasheet-24306"
+_A100 = (
+    "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/"
+    "nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf"
+)
+_ADA = "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"
+_AMPERE = "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf"
+
+GPUS: tuple[Gpu, ...] = (
+    Gpu("B200", 178.3, 2250.0, "https://resources.nvidia.com/en-us-blackwell-architecture/datasheet"),
+    Gpu("H200", 139.7, 989.4, "https://resources.nvidia.com/en-us-gpu-resources/hpc-datasheet-sc23"),
+    Gpu("H100 SXM", 79.1, 989.4, _H100),
+    Gpu("H100 NVL", 93.0, 835.0, _H100),
+    Gpu("H100 PCIe", 79.1, 756.0, _H100),
+    Gpu("A100 80GB", 79.1, 312.0, _A100),
+    Gpu("A100 40GB", 39.4, 312.0, _A100),
+    Gpu("L40S", 44.3, 362.0, "https://resources.nvidia.com/en-us-l40s/l40s-datasheet-28413"),
+    Gpu("L4", 22.0, 121.0, "https://resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet"),
+    Gpu(
+        "A10G",
+        22.0,
+        70.0,
+        "https://d1.awsstatic.com/product-marketing/ec2/NVIDIA_AWS_A10G_DataSheet_FINAL_02_17_2022.pdf",
+    ),
+    Gpu(
+        "RTX PRO 6000",
+        94.9,
+        503.8,
+        "https://www.nvidia.com/content/dam/en-zz/Solutions/design-visualization/quadro-product-literature/"
+        "NVIDIA-RTX-Blackwell-PRO-GPU-Architecture-v1.0.pdf",
+    ),
+    Gpu(
+        "RTX 6000 Ada",
+        47.4,
+        364.2,
+        "https://images.nvidia.com/aem-dam/en-zz/Solutions/technologies/NVIDIA-ADA-GPU-PROVIZ-Architecture-Whitepaper_1.1.pdf",
+    ),
+    Gpu(
+        "RTX 5090",
+        31.3,
+        209.5,
+        "https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf",
+    ),
+    Gpu("RTX 4090", 23.5, 165.2, _ADA),
+    Gpu("RTX 3090", 23.6, 71.0, _AMPERE),
+    Gpu(
+        "V100 32GB",
+        31.7,
+        125.0,
+        "https://images.nvidia.com/content/technologies/volta/pdf/volta-v100-datasheet-update-us-1165301-r5.pdf",
+        bf16=False,
+    ),
+    Gpu(
+        "T4",
+        14.5,
+        65.0,
+        "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf",
+        bf16=False,
+    ),
+)
+"""Within each family from the fastest down."""
+USUAL = ("H100 SXM", "A100 80GB", "L40S", "RTX 4090")
+"""Those that are looked at unless others are named."""
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU of this name, in any spelling that fits one only: `h100-sxm`, `NVIDIA L40S`, `rtx4090`, `4090`.
+
+    An H100 without further words is the SXM module, which is what most clouds rent out.
+
+    Raises:
+        UserError: there is none or more than one; names those that are near.
+    """
+    keys = {"".join(_words(gpu.name)): gpu for gpu in GPUS}
+    words = _words(name)
+    if words == ["h100"]:
+        words = ["h100", "sxm"]
+    if (gpu := keys.get("".join(words))) is not None:
+        return gpu
+    within = [gpu for gpu in GPUS if words and set(words) <= set(_words(gpu.name))]
+    if len(within) == 1:
+        return within[0]
+    near = within or [keys[key] for key in difflib.get_close_matches("".join(words), keys, 3, 0.5)]
+    said = f"{shorten(name, 60)!r} is {'more than one GPU' if within else 'no GPU that mtr knows'}"
+    names = " or ".join(gpu.name for gpu in near) if near else f"one of {', '.join(gpu.name for gpu in GPUS)}"
+    raise UserError(f"--gpu: {said}; use {names}")
+
+
+_SAID_BY_NUMBER = ("nvidia", "geforce", "tesla", "rtx", "generation", "blackwell", "workstation", "server", "edition")
+
+
+def _words(name: str) -> list[str]:
+    """The words that tell GPUs apart."""
+    words = re.findall(r"[a-z0-9]+", re.sub(r"^rtx(?=\d)", "", name.lower()))
+    return [word for word in words if word not in _SAID_BY_NUMBER]
