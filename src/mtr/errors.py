@@ -7,6 +7,8 @@ class UserError(ValueError):
     exit_code = 2
     local = False
     """Only one process of a run meets it, so that process has to report it."""
+    key = ""
+    """Of the recipe, what the error is about, where the message does not begin with it."""
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

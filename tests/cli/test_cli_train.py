@@ -226,8 +226,8 @@ def test_an_empty_folder_is_taken_and_the_next_run_is_refused_or_replaces_it(
 
 def test_a_long_path_is_not_wrapped(refused: Refused, write_recipe: Write, tmp_path: Path) -> None:
     file = tmp_path.joinpath(*["a folder with quite a long name"] * 8) / "x.jsonl"
-    message = refused(write_recipe(data={"train": str(file)}), words=[])
-    assert message == f"error: data: no such file: {file}\n"
+    recipe = write_recipe(data={"train": str(file)})
+    assert refused(recipe, words=[]) == f"error: {recipe}:2:10: data: no such file: {file}\n"
 
 
 def test_words_in_brackets_are_not_taken_for_markup(refused: Refused, write_recipe: Write, write_rows: Write) -> None:

@@ -96,12 +96,14 @@ def test_a_hub_that_does_not_answer_is_said_within_seconds(
     silent: LocalHub, mtr: Mtr, write_recipe: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     began = time.monotonic()
-    code, out, err = mtr("train", write_recipe(model={"name_or_path": "nobody/nothing"}))
+    recipe = write_recipe(model={"name_or_path": "nobody/nothing"})
+    code, out, err = mtr("train", recipe)
     assert time.monotonic() - began < 5
     assert (code, out) == (2, "")
     waiting, error = err.splitlines()
     assert waiting == "looking for nobody/nothing on the Hub ..."
-    assert error.startswith("error: model.name_or_path: nobody/nothing is no local path, no copy of it is in the cache")
+    assert error.startswith(f"error: {recipe}:")
+    assert "model.name_or_path: nobody/nothing is no local path, no copy of it is in the cache" in error
     assert "cannot be reached (" in error
 
 

@@ -31,7 +31,7 @@ from support.recipes import MINIMAL, changed, refused
 def test_an_unknown_key_is_named_with_the_nearest(tmp_path: Path, raw: dict[str, Any], words: str) -> None:
     message = refused(tmp_path, raw)
     assert words in message
-    assert message.startswith(f"{tmp_path / 'recipe.yaml'}: ")
+    assert message.startswith(f"{tmp_path / 'recipe.yaml'}:")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from mtr.recipe.sections import Recipe
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
     message = refused(tmp_path, text)
-    assert message.startswith(f"{tmp_path / 'recipe.yaml'}: ")
+    assert message.startswith(f"{tmp_path / 'recipe.yaml'}:")
     assert words in message
 
 

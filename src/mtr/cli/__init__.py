@@ -2,5 +2,6 @@
 
 `options` and `session` hold what they share, `views` what people see. Heavy imports stay inside the commands.
 
-Imports: bench, checks, training, prepare, chat, data, recipe, files, console, errors.
+Imports: pages, start, report, talk, plan, bench, checks, training, model, prepare, tree, chat, data, recipe, files,
+console, errors.
 """

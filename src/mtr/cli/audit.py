@@ -12,6 +12,13 @@ from mtr.cli.options import Overrides
 from mtr.cli.session import errors, load, load_for_tokenizer
 from mtr.files import write_json
 
+EXAMPLES = """Examples:
+  mtr audit my.yaml  # template and up to 1,000 rows
+  mtr audit my.yaml --rows 20000
+  mtr audit Qwen/Qwen3-8B  # the template of a tokenizer
+  mtr audit Qwen/Qwen3-8B template.enable_thinking=false
+"""
+
 
 def audit(
     source: Annotated[
@@ -19,13 +26,17 @@ def audit(
     ],
     overrides: Overrides = None,
     rows: Annotated[
-        int, typer.Option(min=0, help="Most rows of data.train to check, evenly spaced; 0 checks the template only.")
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Most rows of data.train to check, evenly spaced; 0 checks the template only."
+        ),
     ] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Report what the chat template does and what training with it would lose.
 
-    Needs no weights. Exits with 1 if anything would be lost.
+    Needs the tokenizer, no weights. The template is rendered on conversations of every kind, and on your rows: which
+    thinking later turns still see, which turns are refused and why. Exits with 1 if anything would be lost.
     """
     with errors():
         with_data = source.endswith((".yaml", ".yml")) or Path(source).is_file()

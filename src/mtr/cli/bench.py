@@ -12,55 +12,83 @@ from mtr.cli.options import STDOUT, JsonFile, Overrides, RecipeFile, check_atten
 from mtr.cli.session import errors, load, writing
 from mtr.errors import UserError
 
+EXAMPLES = """Examples:
+  mtr bench my.yaml  # 8 conversations of data.train
+  mtr bench my.yaml --all-backends --plot bench.png
+  mtr bench my.yaml --sweep --random-weights  # only a config.json is needed
+  mtr bench my.yaml --json > bench.json
+"""
+
 if TYPE_CHECKING:
     from mtr.bench.setup import Options
     from mtr.recipe.sections import Recipe
 
 
+_Conversations = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Conversations, from the start of data.train (default 8); with --sweep, per shape (default 1).",
+        show_default=False,
+    ),
+]
+_Repeats = Annotated[int, typer.Option(min=1, metavar="N", help="Timed repeats of each case, after one warm-up.")]
+_Attention = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="BACKEND", help="Attention backend instead of the recipe's; give it several times to compare backends."
+    ),
+]
+_AllBackends = Annotated[bool, typer.Option("--all-backends", help="Time every attention backend that is usable here.")]
+_NoPadded = Annotated[
+    bool, typer.Option("--no-padded", help="Skip the padded baseline, which is slow where there are many turns.")
+]
+_RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Random weights: model.name_or_path needs none, only a config.")
+]
+_Sweep = Annotated[
+    bool, typer.Option("--sweep", help="Synthetic conversations of several shapes instead of data.train.")
+]
+_Turns = Annotated[str, typer.Option(metavar="N,N", help="With --sweep: numbers of turns, comma-separated.")]
+_Thinking = Annotated[
+    str, typer.Option(metavar="N,N", help="With --sweep: words of thinking per turn, comma-separated.")
+]
+_Words = Annotated[
+    tuple[int, int],
+    typer.Option(metavar="USER RESPONSE", help="With --sweep: words per user message and per response."),
+]
+_Versus = Annotated[
+    str | None,
+    typer.Option("--vs", metavar="trl", help="Also time another trainer, if installed, on the same turns."),
+]
+_Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE.png", help="Plot the times and the limit (.png, .svg or .pdf).")
+]
+
+
 def bench(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    conversations: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Conversations, from the start of data.train (default 8); with --sweep, per shape (default 1).",
-            show_default=False,
-        ),
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed repeats of each case, after one warm-up.")] = 5,
-    attention: Annotated[
-        list[str] | None,
-        typer.Option(help="Attention backend instead of the recipe's; give it several times to compare backends."),
-    ] = None,
-    all_backends: Annotated[
-        bool, typer.Option("--all-backends", help="Time every attention backend that is usable here.")
-    ] = False,
-    no_padded: Annotated[
-        bool, typer.Option("--no-padded", help="Skip the padded baseline, which is slow where there are many turns.")
-    ] = False,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Random weights: model.name_or_path needs none, only a config.")
-    ] = False,
-    sweep: Annotated[
-        bool, typer.Option("--sweep", help="Synthetic conversations of several shapes instead of data.train.")
-    ] = False,
-    turns: Annotated[str, typer.Option(help="With --sweep: numbers of turns, comma-separated.")] = "2,4,8,16,32,64",
-    thinking: Annotated[str, typer.Option(help="With --sweep: words of thinking per turn, comma-separated.")] = "150",
-    words: Annotated[
-        tuple[int, int],
-        typer.Option(metavar="USER RESPONSE", help="With --sweep: words per user message and per response."),
-    ] = (60, 60),
-    versus: Annotated[
-        str | None,
-        typer.Option("--vs", metavar="trl", help="Also time another trainer, if installed, on the same turns."),
-    ] = None,
+    conversations: _Conversations = None,
+    repeats: _Repeats = 5,
+    attention: _Attention = None,
+    all_backends: _AllBackends = False,
+    no_padded: _NoPadded = False,
+    random_weights: _RandomWeights = False,
+    sweep: _Sweep = False,
+    turns: _Turns = "2,4,8,16,32,64",
+    thinking: _Thinking = "150",
+    words: _Words = (60, 60),
+    versus: _Versus = None,
     json_file: JsonFile = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Plot the times and the limit (.png, .svg or .pdf).")
-    ] = None,
+    plot: _Plot = None,
 ) -> None:
-    """Time one pass against one pass per turn, packed and padded, forward and backward, on your model and data."""
+    """Time one pass against one pass per turn, forward and backward, on your model and data.
+
+    Needs the model's weights, or its config with --random-weights. The baselines are one pass per turn, packed without
+    padding (the fair one) and padded. Beside the measured speed-up stands the limit that the counted work sets.
+    """
     with errors():
         _check(plot, versus)
         check_target("--plot", plot)

@@ -10,7 +10,12 @@ import typer
 
 from mtr.cli.options import DTYPES, check_choice
 from mtr.cli.session import errors, quiet_libraries, writing
-from mtr.recipe.existence import check_run
+
+EXAMPLES = """Examples:
+  mtr merge runs/chats  # writes runs/chats/merged
+  mtr merge runs/chats/checkpoint-200 --output merged-200
+  mtr merge runs/chats --dtype bfloat16 --push-to-hub me/my-model
+"""
 
 
 def merge(
@@ -19,15 +24,22 @@ def merge(
         Path | None, typer.Option(metavar="DIR", help="Folder of the merged model; default: RUN/merged.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: that of the base model.")
+        str | None,
+        typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16; default: that of the base model."),
     ] = None,
     push_to_hub: Annotated[
         str | None,
         typer.Option(metavar="OWNER/NAME", help="Upload the merged model to the Hub; a new repository is private."),
     ] = None,
 ) -> None:
-    """Merge a run's adapter into its base model, and check that the merged model gives the same logits."""
+    """Merge a run's adapter into its base model, and check that the merged model gives the same logits.
+
+    Needs the base model's weights and 4 bytes of memory per parameter, no GPU. The result is a folder that transformers
+    and inference servers load as they load the base model.
+    """
     with errors():
+        from mtr.recipe.existence import check_run
+
         check_run(run)
         if dtype is not None:
             check_choice("--dtype", dtype, DTYPES)

@@ -61,11 +61,13 @@ def load(path: Path, overrides: list[str] | None, needed: Needed = "tokenizer", 
     from mtr.recipe.existence import check_existence
     from mtr.recipe.hub import find, named_data, named_model
     from mtr.recipe.loading import load_recipe
+    from mtr.recipe.places import located
 
     recipe = load_recipe(path, overrides)
-    check_existence(recipe, needed, tokenizer)
-    quiet_libraries()
-    find([named_model(recipe), *named_data(recipe)])
+    with located(path, overrides):
+        check_existence(recipe, needed, tokenizer)
+        quiet_libraries()
+        find([named_model(recipe), *named_data(recipe)])
     return recipe
 
 

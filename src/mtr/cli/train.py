@@ -9,14 +9,20 @@ import typer
 from mtr.cli.options import Overrides, RecipeFile
 from mtr.cli.session import errors, load
 from mtr.errors import UserError
-from mtr.recipe.placement import check_placement
+
+EXAMPLES = """Examples:
+  mtr train my.yaml  # one device
+  mtr train my.yaml training.max_steps=20  # any key can be set
+  mtr train my.yaml --num-processes 8  # 8 GPUs, the same gradients
+  mtr train my.yaml --resume  # from the newest good checkpoint
+"""
 
 
 def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint in output_dir.")
+        bool, typer.Option("--resume", help="Continue from the newest good checkpoint in output_dir.")
     ] = False,
     accept_changes: Annotated[
         bool,
@@ -24,10 +30,15 @@ def train(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
     num_processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes to start on this machine, one per GPU; default: this one only.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Processes to start on this machine, one per GPU; default: this one."),
     ] = None,
 ) -> None:
-    """Fine-tune the model of a recipe. Adapter, metrics and the resolved recipe are written to training.output_dir."""
+    """Fine-tune the model of a recipe.
+
+    Needs the model's weights and data. Adapter, metrics and the resolved recipe are written to training.output_dir, and
+    nothing else is touched. A signal (Ctrl-C, SIGTERM) ends the run with a checkpoint.
+    """
     with errors():
         if resume and overwrite:
             raise UserError(
@@ -41,8 +52,12 @@ def train(
             options = {"--resume": resume, "--accept-changes": accept_changes, "--overwrite": overwrite}
             given = [name for name, is_given in options.items() if is_given]
             raise typer.Exit(launch(num_processes, recipe, overrides or [], given))
+        from mtr.recipe.placement import check_placement
+        from mtr.recipe.places import located
+
         loaded = load(recipe, overrides, needed="weights")
-        check_placement(loaded, recipe)
+        with located(recipe, overrides):
+            check_placement(loaded, recipe)
         from mtr.training.loop import train as run
 
         summary = run(loaded, resume=resume, overwrite=overwrite, accept_changes=accept_changes)

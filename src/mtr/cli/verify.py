@@ -20,20 +20,32 @@ from mtr.cli.options import (
 )
 from mtr.cli.session import errors, load
 
+EXAMPLES = """Examples:
+  mtr verify my.yaml  # 4 conversations in float64
+  mtr verify my.yaml --dtype bfloat16  # as it is trained
+  mtr verify my.yaml --attention flex --conversations 16
+  mtr verify my.yaml --json | jq .passed
+"""
+
 
 def verify(
     recipe: RecipeFile,
     overrides: Overrides = None,
     conversations: Annotated[
-        int, typer.Option(min=1, help="Number of conversations, from the start of data.train.")
+        int, typer.Option(min=1, metavar="N", help="Number of conversations, from the start of data.train.")
     ] = 4,
-    dtype: Annotated[str, typer.Option(help="Compute in float64, float32, bfloat16 or float16.")] = "float64",
-    attention: Annotated[str | None, typer.Option(help="Attention backend to test instead of the recipe's.")] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="Compute in float64, float32, bfloat16 or float16.")
+    ] = "float64",
+    attention: Annotated[
+        str | None, typer.Option(metavar="BACKEND", help="Attention backend to test instead of the recipe's.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Prove on your model and data that one pass gives the loss and gradients of one pass per turn.
 
-    Exits with 1 if it does not.
+    Needs the model's weights, on the CPU or a GPU. Each conversation goes through the model as one tree, then turn by
+    turn as plain sequences; loss and every gradient are compared. Exits with 1 if they differ by more than rounding.
     """
     with errors():
         check_choice("--dtype", dtype, DTYPES)

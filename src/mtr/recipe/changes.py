@@ -31,6 +31,7 @@ _FREE_KEYS = (
     "training.early_stopping_patience",
     "training.parallel",
     "training.preempt_signal",
+    "training.checkpoint_signal",
     "training.on_save_error",
     "training.report_to",
     "training.push_to_hub",

@@ -34,18 +34,28 @@ def check_existence(recipe: Recipe, needed: Needed = "tokenizer", tokenizer: boo
     with _looking_at("lora.init_from"):
         if recipe.lora and recipe.lora.init_from and needed == "weights":
             _check_adapter(Path(recipe.lora.init_from))
-    with _looking_at("data"):
-        for source in (*recipe.data.train, *recipe.data.eval):
-            check_source(source.path)
+    for key, sources in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
+        for number, source in enumerate(sources):
+            with _looking_at("data", f"{key}.{number}.path"):
+                check_source(source.path)
 
 
 @contextmanager
-def _looking_at(key: str) -> Iterator[None]:
-    """A name that is too long and a folder that may not be listed are UserErrors that name the key."""
+def _looking_at(key: str, source: str = "") -> Iterator[None]:
+    """A name that is too long and a folder that may not be listed are UserErrors that name the key.
+
+    Args:
+        source: the key in full, for errors of data.
+    """
     try:
         yield
     except OSError as error:
-        raise UserError(f"{key}: {error.filename} cannot be used: {error.strerror or error}") from None
+        problem = UserError(f"{key}: {error.filename} cannot be used: {error.strerror or error}")
+        problem.key = source
+        raise problem from None
+    except UserError as error:
+        error.key = source
+        raise
 
 
 def check_model(model: ModelSection, needed: Needed, tokenizer: bool = True) -> None:

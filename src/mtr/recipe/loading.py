@@ -2,7 +2,7 @@
 
     recipe.yaml + section.key=value overrides  ->  Recipe (frozen)  ->  output_dir/recipe.yaml
 
-Unknown keys are errors that name the nearest known key.
+Unknown keys are errors that name the nearest known key; every error says line and column (`mtr.recipe.places`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from yaml.nodes import Node
 
 from mtr.console import shorten
 from mtr.errors import UserError, one_line
 from mtr.recipe.paths import resolve_paths
-from mtr.recipe.plain_yaml import MOST_DEPTH, parse_yaml, read_yaml
-from mtr.recipe.problems import explain
+from mtr.recipe.places import Places, overridden_keys
+from mtr.recipe.plain_yaml import MOST_DEPTH, NotPlainError, compose_file, parse_yaml, read_yaml
+from mtr.recipe.problems import explain, explain_in
 from mtr.recipe.sections import Recipe, as_sources
 
 
@@ -30,16 +32,18 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     path = Path(path)
     try:
-        raw = read_yaml(path)
+        raw, root = compose_file(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
+    except NotPlainError as error:
+        raise UserError(f"{path}:{error.line}:{error.column}: not valid YAML: {error.problem}") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a recipe must be a mapping of sections (model, data, training, ...)")
-    return resolve_paths(_validated(raw, overrides, str(path)), path.resolve().parent)
+    return resolve_paths(_validated(raw, overrides, str(path), root), path.resolve().parent)
 
 
 def load_saved_recipe(path: Path) -> Recipe:
@@ -67,7 +71,7 @@ def recipe_of_tokenizer(name: str, overrides: list[str] | None = None) -> Recipe
     return _validated(raw, overrides, name)
 
 
-def _validated(raw: dict[str, Any], overrides: list[str] | None, name: str) -> Recipe:
+def _validated(raw: dict[str, Any], overrides: list[str] | None, name: str, root: Node | None = None) -> Recipe:
     data = raw.get("data")
     if overrides and isinstance(data, dict):  # so that data.train.0.weight reaches into the short form
         raw["data"] = data | {key: as_sources(data[key]) for key in ("train", "eval") if key in data}
@@ -76,7 +80,8 @@ def _validated(raw: dict[str, Any], overrides: list[str] | None, name: str) -> R
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{name}: {explain(error)}") from None
+        places = Places(root, overridden_keys(overrides or []))
+        raise UserError(explain_in(name, error, places)) from None
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

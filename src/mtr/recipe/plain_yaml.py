@@ -120,6 +120,18 @@ _Loader.add_constructor(f"{_TAG}int", _number)
 _Loader.add_constructor(f"{_TAG}float", _number)
 
 
+class NotPlainError(ValueError):
+    """What a text says is not plain YAML, in one short line."""
+
+    def __init__(self, problem: str, line: int, column: int) -> None:
+        """
+        Args:
+            line, column: of the problem, counted from 1.
+        """
+        super().__init__(f"{problem}, at line {line}, column {column}")
+        self.problem, self.line, self.column = problem, line, column
+
+
 def parse_yaml(text: str, factor: int = 1) -> Any:
     """
     Args:
@@ -128,18 +140,53 @@ def parse_yaml(text: str, factor: int = 1) -> Any:
     Raises:
         ValueError: the text is not plain YAML; the message is one short line.
     """
+    return compose(text, factor)[0]
+
+
+def compose(text: str, factor: int = 1) -> tuple[Any, Node | None]:
+    """The value of a text, and the node that it was built from, which knows its lines and columns.
+
+    Raises:
+        ValueError: as `parse_yaml`.
+    """
     if len(text) > factor * MOST_BYTES:
         raise ValueError(f"more than {factor * MOST_BYTES:,} bytes")
     try:
-        return _Loader(text, factor).get_single_data()
+        loader = _Loader(text, factor)
+        node = loader.get_single_node()
+        return (None if node is None else loader.construct_document(node)), node
     except yaml.YAMLError as error:
-        raise ValueError(one_line(error).replace('in "<unicode string>",', "at")) from None
+        raise _problem(error, text) from None
     except (ValueError, LookupError):
         raise ValueError("a value does not fit its tag, such as `!!int x`") from None
 
 
+def _problem(error: yaml.YAMLError, text: str) -> ValueError:
+    if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
+        said = ", ".join(part for part in (error.context, error.problem) if part)
+        return NotPlainError(one_line(ValueError(said)), mark.line + 1, mark.column + 1)
+    if isinstance(error, yaml.reader.ReaderError):
+        before = text[: error.position]
+        said = f"the character U+{int(error.character):04X} is not allowed"
+        return NotPlainError(said, before.count("\n") + 1, len(before) - before.rfind("\n"))
+    return ValueError(one_line(error))
+
+
 def read_yaml(path: Path, factor: int = 1) -> Any:
     """The value of a file.
+
+    Args:
+        factor: by which the limits are raised.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no text, or not plain YAML.
+    """
+    return compose_file(path, factor)[0]
+
+
+def compose_file(path: Path, factor: int = 1) -> tuple[Any, Node | None]:
+    """The value of a file, and the node that it was built from.
 
     Args:
         factor: by which the limits are raised.
@@ -154,4 +201,4 @@ def read_yaml(path: Path, factor: int = 1) -> Any:
         content = file.read(factor * MOST_BYTES + 1)
     if len(content) > factor * MOST_BYTES:
         raise ValueError(f"more than {factor * MOST_BYTES:,} bytes")
-    return parse_yaml(content.decode("utf-8-sig"), factor)
+    return compose(content.decode("utf-8-sig"), factor)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import types
 import typing
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from mtr.console import first_few, shorten
+from mtr.recipe.foreign_keys import what_to_use
+from mtr.recipe.places import OVERRIDE, Place, Places, at, leading_keys
 from mtr.recipe.sections import Recipe
 
 _MOST_PROBLEMS = 10
@@ -17,33 +21,74 @@ _MOST_SHOWN = 80
 """Characters of a key or a value."""
 
 
+@dataclass(frozen=True)
+class _Problem:
+    keys: list[str]
+    """Empty: of the recipe as a whole."""
+    text: str
+    of_value: bool = False
+    """The key is right, and its value is not."""
+
+    def place(self, places: Places) -> Place | None:
+        keys = self.keys or leading_keys(self.text)
+        if not places.names(keys):
+            keys = []
+        return places.of_value(keys) if self.of_value else places.of_key(keys)
+
+
 def explain(error: ValidationError) -> str:
     """One line with everything that is wrong with a recipe, as far as a line can hold it."""
-    parts: list[str] = []
+    return first_few([problem.text for problem in _problems(error)], _MOST_PROBLEMS)
+
+
+def explain_in(name: str, error: ValidationError, places: Places) -> str:
+    """As `explain`, with the name of the file, and where each problem is in it, in the order of the file."""
+    found = [(problem.place(places), problem.text) for problem in _problems(error)]
+    found.sort(key=lambda one: (one[0].line, one[0].column) if one[0] else (sys.maxsize, 0))
+    first, *others = found
+    texts = [f"{at(name, first[0])}: {first[1]}", *(f"{place or OVERRIDE}: {text}" for place, text in others)]
+    return first_few(texts, _MOST_PROBLEMS)
+
+
+def _problems(error: ValidationError) -> list[_Problem]:
+    found: dict[str, _Problem] = {}
     seen: set[str] = set()
     problems = error.errors(include_url=False)
     of_booleans = {problem["loc"][:-1] for problem in problems if _is_of_booleans(problem)}
     for problem in sorted(problems, key=_is_of_booleans):  # words tell more than truth values
-        keys = _keys_only([shorten(str(part), _MOST_SHOWN) for part in problem["loc"]])
-        where = ".".join(keys) or "recipe"
+        keys = _keys_only([str(part) for part in problem["loc"]])
+        where = ".".join(shorten(key, _MOST_SHOWN) for key in keys)
         if problem["type"] != "extra_forbidden" and where in seen:
             continue  # another branch of the same union
         seen.add(where)
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(keys[:-1])
-            near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            parts.append(f"unknown key {where!r}, {hint}")
+            one = _Problem(keys, f"unknown key {where!r}{_hint(keys)}")
         elif problem["type"] == "missing":
-            parts.append(f"{where!r} is missing")
+            one = _Problem(keys, f"{where!r} is missing")
         else:
-            message = shorten(problem["msg"].removeprefix("Value error, "), 300)
-            if problem["type"] == "literal_error" and problem["loc"][:-1] in of_booleans:
-                message += ", true or false"
-            if problem["type"] in ("model_type", "model_attributes_type"):
-                message = "a section must be a mapping of keys"
-            parts.append(f"{where!r}: {message}{_shown(problem.get('input'))}")
-    return first_few(list(dict.fromkeys(parts)), _MOST_PROBLEMS)
+            message = _message(problem, problem["loc"][:-1] in of_booleans)
+            one = _Problem(keys, f"{where!r}: {message}" if keys else message, of_value=True)
+        found.setdefault(one.text, one)
+    return list(found.values())
+
+
+def _hint(keys: list[str]) -> str:
+    """What to write in place of an unknown key: what another trainer's is called here, or the nearest known key."""
+    if use := what_to_use(keys[-1]):
+        return f": {use}"
+    known = _known_keys(keys[:-1])
+    near = difflib.get_close_matches(shorten(keys[-1], _MOST_SHOWN), known, n=1, cutoff=0.5)
+    return f", did you mean {near[0]!r}?" if near else f", known keys: {', '.join(known)}"
+
+
+def _message(problem: Any, or_boolean: bool) -> str:
+    """What is wrong with a value, and the value where it is short."""
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"a section must be a mapping of keys{_shown(problem.get('input'))}"
+    message = shorten(problem["msg"].removeprefix("Value error, "), 300)
+    if problem["type"] == "literal_error" and or_boolean:
+        message += ", true or false"
+    return message + _shown(problem.get("input"))
 
 
 def _is_of_booleans(problem: Any) -> bool:

@@ -4,56 +4,25 @@ A recipe is frozen. Key names are Hugging Face's wherever it has one. The recipe
 hardware decides only its speed.
 """
 
+# ruff: noqa: RUF012  (pydantic copies defaults)
+
 from __future__ import annotations
 
 import json
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from mtr.recipe.values import (
-    RESERVED_ARGUMENTS,
-    Alpha,
-    Name,
-    Positive,
-    Rank,
-    Tokens,
-    as_date,
-    as_signals,
-    as_trackers,
-    repository,
-)
+from mtr.recipe.training_section import Checkpointing as Checkpointing
+from mtr.recipe.training_section import TrainingSection as TrainingSection
+from mtr.recipe.values import RESERVED_ARGUMENTS, Alpha, Name, Positive, Rank, Section, Tokens, as_date, as_lora_init
 
 Backend = Literal["flex", "varlen", "segment", "sdpa", "eager"]
 """How attention over a tree is computed."""
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 Format = Literal["auto", "messages", "sharegpt", "prompt_completion", "instruction"]
 """A shape of rows, or auto."""
-
-
-class Section(BaseModel):
-    """Frozen; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """yes, on and true are 1 to Python, and never what somebody means by a number."""
-        annotation = str(cls.model_fields[str(info.field_name)].annotation)
-        if isinstance(value, bool) and "bool" not in annotation and ("int" in annotation or "float" in annotation):
-            raise ValueError("must be a number, not true or false")
-        return value
 
 
 class ModelSection(Section):
@@ -66,6 +35,7 @@ class ModelSection(Section):
     attention: Literal["auto", Backend] = "auto"
     """How the tree mask is computed; `auto` is the faster of flex and varlen on CUDA, and segment elsewhere."""
     trust_remote_code: bool = False
+    """Run the Python code that comes with the model."""
     allow_missing: list[str] = []
     """Parameters that the weights may lack, by name or pattern (`lm_head.*`); they start from random values."""
     allow_unexpected: list[str] = []
@@ -76,11 +46,13 @@ class ModelSection(Section):
 
 class LoraSection(Section):
     r: Rank = 16
-    """At most 65,536."""
+    """Rank of the adapters, at most 65,536."""
     alpha: Alpha = 32
-    """At most 1,000,000."""
+    """Adapters are scaled by alpha / r; at most 1,000,000."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Turns share the dropout mask of their common history, so above 0 one pass is no longer exactly N passes."""
     target_modules: str | list[str] = "all-linear"
+    """Modules that get an adapter: `all-linear` (all but the head), their names, or a regular expression."""
     target_parameters: list[str] | None = None
     """Parameters that belong to no linear layer, e.g. fused experts: [mlp.experts.gate_up_proj]."""
     modules_to_save: list[str] | None = None
@@ -93,8 +65,23 @@ class LoraSection(Section):
     """r of modules by name or pattern, where it differs from `r`."""
     alpha_pattern: dict[str, Alpha] = {}
     """alpha of modules by name or pattern, where it differs from `alpha`."""
+    init_lora_weights: Annotated[
+        Literal["gaussian", "orthogonal", "pissa", "olora", "loftq"]
+        | Annotated[str, Field(pattern=r"^pissa_niter_[0-9]{1,3}$")]
+        | Literal[True],
+        BeforeValidator(as_lora_init),
+    ] = True
+    """How adapters start, under PEFT's names. true: uniform A (Kaiming), B zero; gaussian: normal A, B zero;
+    orthogonal: orthogonal A and B with BA = 0; pissa (exact) and pissa_niter_16 (fast): the largest singular vectors of
+    the weights; olora: their QR decomposition; loftq: what 4-bit weights lose. After pissa and olora the result is a
+    plain adapter of rank 2r for the original weights."""
     init_from: Name | None = None
     """Folder of an adapter to start from, in a new run with a new optimizer."""
+
+    @property
+    def takes_from_base(self) -> bool:
+        """Whether the adapter starts with a part of the base weights, which is taken out of them."""
+        return str(self.init_lora_weights).startswith(("pissa", "olora"))
 
     @model_validator(mode="after")
     def _dropout_on_modules_only(self) -> Self:
@@ -102,11 +89,29 @@ class LoraSection(Section):
             raise ValueError("lora.target_parameters work with lora.dropout: 0.0 only")
         return self
 
+    @model_validator(mode="after")
+    def _start(self) -> Self:
+        start = f"lora.init_lora_weights: {self.init_lora_weights}"
+        if self.init_lora_weights is True:
+            return self
+        if self.init_from:
+            raise ValueError(f"{start} has no effect with lora.init_from, which brings its own weights; keep one")
+        if self.target_parameters and self.init_lora_weights != "gaussian":
+            raise ValueError(f"{start} is for linear layers; it does not work with lora.target_parameters")
+        if self.use_dora and self.takes_from_base:
+            raise ValueError(
+                f"{start} does not work with lora.use_dora, whose magnitudes are those of the whole weights"
+            )
+        if self.init_lora_weights == "orthogonal" and any(r % 2 for r in (self.r, *self.rank_pattern.values())):
+            raise ValueError(f"{start} needs an even lora.r, and even ranks in lora.rank_pattern")
+        return self
+
 
 class ThinkingSection(Section):
     open: str | None = None
     """The tag that opens the thinking; null: found in the template or the tokenizer."""
     close: str | None = None
+    """The tag that closes it."""
     history: Literal["as_data", "respell"] = "as_data"
     """Give thinking of earlier turns to the template as the data spells it, or in the field that the template reads."""
 
@@ -129,6 +134,7 @@ class Source(Section):
     weight: Annotated[float, Field(gt=0, le=10**4)] = 1.0
     """How often an epoch contains each row, at most 10,000: 0.5 draws half of the rows, 2.0 takes each row twice."""
     revision: str | None = None
+    """Branch, tag or commit on the Hub."""
     format: Format | None = None
     """The shape of its rows; null: data.format."""
 
@@ -144,10 +150,13 @@ class FilterSection(Section):
     """Conversations outside these limits are skipped and counted."""
 
     min_turns: Positive | None = None
-    """A turn is an assistant message."""
+    """Fewest turns; a turn is an assistant message."""
     max_turns: Positive | None = None
+    """Most turns."""
     min_messages: Positive | None = None
+    """Messages of every role count."""
     max_messages: Positive | None = None
+    """Most messages."""
 
     @model_validator(mode="after")
     def _some_fit(self) -> Self:
@@ -163,7 +172,9 @@ Column = Literal["conversations", "system", "prompt", "completion", "instruction
 
 class DataSection(Section):
     train: Annotated[list[Source], BeforeValidator(as_sources), Field(min_length=1)]
+    """A file, glob, folder or Hub id, or a list of them, each with its weight."""
     eval: Annotated[list[Source], BeforeValidator(as_sources)] = []
+    """Held-out conversations, as data.train, or a share of data.train such as 0.05."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Hold out this share of data.train for evaluation. `eval: 0.05` is short for it."""
     format: Format = "auto"
@@ -177,11 +188,13 @@ class DataSection(Section):
     on_bad_row: Literal["error", "skip"] = "error"
     """skip: count a bad row, write it to rejects.jsonl and continue."""
     filter: FilterSection = FilterSection()
+    """Which conversations are used, by their length."""
     group_by: str | None = None
     """A column: rows with the same value stay together under shuffling and, where they fit, in one step."""
     streaming: bool = True
     """Read Hub data as it arrives, without downloading it first. Local files are always read row by row."""
     shuffle: bool = True
+    """Draw a new order for each epoch from training.seed; false: rows in their order."""
     shuffle_buffer: Annotated[int, Field(gt=0, le=10**8)] = 10_000
     """Rows in the buffer that shuffles a stream, at most 100,000,000; local files are shuffled exactly."""
     rendering: Literal["auto", "whole"] = "auto"
@@ -261,85 +274,29 @@ class GenerationSection(Section):
     """Most tokens in a completion, at most 1,000,000; a turn that is not finished by then counts as wrong."""
 
 
-Checkpointing = Literal["none", "products", "selective", "full", "offload", "auto"]
-Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio", "aim", "clearml", "comet_ml", "dvclive", "swanlab"]
-
-
-class TrainingSection(Section):
-    output_dir: Name
-    conversations_per_step: Annotated[int, Field(gt=0, le=10**6)] = 16
-    """Over all processes together, at most 1,000,000."""
-    num_train_epochs: Annotated[float, Field(gt=0, le=10**6)] = 1
-    """At most 1,000,000."""
-    max_steps: Annotated[int, Field(gt=0, le=10**9)] | None = None
-    """Overrides num_train_epochs and repeats the data as needed; at most 1,000,000,000."""
-    learning_rate: Annotated[float, Field(gt=0, le=100)] = 2.0e-4
-    """At most 100."""
-    lr_scheduler_type: Literal["linear", "cosine", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"] = (
-        "cosine"
-    )
-    warmup_steps: Annotated[float, Field(ge=0, le=10**9)] = 0.03
-    """A number of steps, at most 1,000,000,000, or if below 1, a share of all steps."""
-    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """At most 100."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
-    gradient_checkpointing: bool | Checkpointing = True
-    """What is recomputed in the backward pass: nothing (none, false), all but matmuls and attention (products), those
-    that widen too (selective), each layer (full, true), each layer with its input kept in host memory (offload); auto:
-    the least of these that fits, by an estimate."""
-    torch_compile: bool | Literal["auto"] = "auto"
-    """Compile the decoder layers: faster steps after a minute of compiling. auto: on CUDA, if they can be compiled."""
-    use_liger_kernel: bool = False
-    """Liger's kernels for norms, rotary embeddings and MLPs (CUDA; pip install liger-kernel)."""
-    logging_steps: Positive = 1
-    eval_steps: Positive | None = None
-    """Evaluate every this many steps and at the end; null: at the end only."""
-    save_steps: Positive | None = None
-    """Write a checkpoint every this many steps."""
-    save_total_limit: Positive | None = 2
-    """Checkpoints kept; null: all."""
-    max_nonfinite_steps: Positive = 5
-    """Stop after this many consecutive steps whose loss or gradient is not finite; such steps make no update."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
-    load_best_at_end: bool = False
-    """Keep the checkpoint with the lowest evaluation loss, and export that one."""
-    early_stopping_patience: Positive | None = None
-    """Stop after this many consecutive evaluations without a lower loss."""
-    parallel: Literal["ddp", "fsdp2"] = "ddp"
-    """With several processes: replicate the model, or shard weights, gradients and optimizer state."""
-    preempt_signal: Annotated[list[str], BeforeValidator(as_signals)] = []
-    """Signals besides SIGTERM and SIGINT that end the run with a checkpoint, e.g. SIGUSR1 from SLURM."""
-    on_save_error: Literal["continue", "stop"] = "stop"
-    """When a checkpoint cannot be written: keep the last good one and continue, or stop."""
-    report_to: Annotated[list[Tracker], BeforeValidator(as_trackers)] = []
-    """Trackers besides metrics.jsonl, which is always written; `none` is the empty list."""
-    push_to_hub: Annotated[str, AfterValidator(repository)] | None = None
-    """Hub repository, owner/name, that the result is pushed to; created as private if it does not exist."""
-
-    @property
-    def checkpointing(self) -> Checkpointing:
-        """gradient_checkpointing, with Hugging Face's true and false as full and none."""
-        asked = self.gradient_checkpointing
-        return ("full" if asked else "none") if isinstance(asked, bool) else asked
-
-
 class Recipe(Section):
     model: ModelSection
+    """Which model, and how it is loaded."""
     template: dict[str, Any] = {}
     """Arguments for the chat template, e.g. {enable_thinking: true}."""
     thinking: ThinkingSection = ThinkingSection()
+    """How thinking is marked; found in the template by itself."""
     train_on: Literal["all", "last"] = "all"
     """Train on every assistant message, or on the last one of each conversation; the others are context."""
     date: Annotated[str | None, BeforeValidator(as_date)] = None
     """The date for templates that print one; null: today, recorded in the saved recipe."""
     lora: LoraSection | None = LoraSection()
-    """null: train all weights."""
+    """The adapter; null: train all weights."""
     data: DataSection
+    """Which conversations, and how they are read."""
     sequence: SequenceSection = SequenceSection()
+    """How turns become trees and packs; most of it changes speed and memory only."""
     loss: LossSection = LossSection()
+    """What the loss is a mean over."""
     generation: GenerationSection = GenerationSection()
+    """Held-out conversations that the model answers, turn by turn, before and after training."""
     training: TrainingSection
+    """Steps, optimizer, checkpoints, and where the result goes."""
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -352,13 +309,29 @@ class Recipe(Section):
                 "sequence.on_oom: split works with training.parallel: ddp only; with fsdp2 every process takes part in "
                 "each pack, so one process cannot repeat its packs alone"
             )
-        if self.training.parallel == "fsdp2" and self.training.optim == "adafactor":
-            raise ValueError("training.optim: adafactor works with training.parallel: ddp only")
+        if self.lora is None and self.training.loraplus_lr_ratio is not None:
+            raise ValueError("training.loraplus_lr_ratio needs lora: it is the learning rate of the adapters' B")
+        if self.lora is not None:
+            self._check_lora_start(self.lora)
         if self.generation.conversations and not (self.data.eval or self.data.eval_fraction):
             raise ValueError("generation.conversations needs data.eval: held-out conversations to generate")
         if self.training.early_stopping_patience and self.training.eval_steps is None:
             raise ValueError("training.early_stopping_patience needs training.eval_steps")
         return self
+
+    def _check_lora_start(self, lora: LoraSection) -> None:
+        """
+        Raises:
+            ValueError: the adapters cannot start so from weights that are quantized, or that are not.
+        """
+        start = f"lora.init_lora_weights: {lora.init_lora_weights}"
+        if lora.takes_from_base and self.model.load_in_4bit:
+            raise ValueError(
+                f"{start} takes a part out of the weights, and what is left would be quantized anew, so that the "
+                "adapter would fit no other copy of the model; with model.load_in_4bit use loftq"
+            )
+        if lora.init_lora_weights == "loftq" and not self.model.load_in_4bit:
+            raise ValueError(f"{start} makes up for what 4-bit weights lose, so it needs model.load_in_4bit: true")
 
     @field_validator("template")
     @classmethod

@@ -1,4 +1,4 @@
-"""Types of a recipe's values, and how some of them may be written."""
+"""Types of a recipe's values, how some of them may be written, and the base of its sections."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import signal
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
 Tokens = Annotated[int, Field(gt=0, le=10**9)]
@@ -59,7 +59,51 @@ def as_signals(value: Any) -> Any:
     return full
 
 
+_OTHER_STARTS = {
+    "eva": "activations of the data",
+    "corda": "activations of the data",
+    "lora_ga": "gradients of the data",
+}
+"""Initialisations of PEFT that a run does not make, and what they start from."""
+
+
+def as_lora_init(value: Any) -> Any:
+    """
+    Raises:
+        ValueError: an initialisation of PEFT's that is not offered; says why, and the way out.
+    """
+    if type(value) is int:
+        raise ValueError("must be true or the name of an initialisation")
+    if isinstance(value, str) and value.startswith("pissa_niter") and not re.fullmatch(r"pissa_niter_\d{1,3}", value):
+        raise ValueError("write pissa_niter_16, or another number of iterations up to 999")
+    if value is False:
+        raise ValueError("false starts from random A and B, so the model would be another one before the first step")
+    if value == "mica":
+        raise ValueError("mica trains A only and keeps B frozen, which mtr does not do; use pissa or true")
+    if isinstance(value, str) and value in _OTHER_STARTS:
+        raise ValueError(
+            f"{value} starts from {_OTHER_STARTS[value]}, which mtr does not collect; let PEFT make the adapter, save "
+            "it, and name its folder in lora.init_from"
+        )
+    return value
+
+
 def repository(name: str) -> str:
     if not re.fullmatch(r"([A-Za-z0-9_.-]+/)?[A-Za-z0-9_.-]{1,96}", name):
         raise ValueError("not the name of a Hub repository, owner/name: letters, digits, '-', '_' and '.'")
     return name
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """yes, on and true are 1 to Python, and never what somebody means by a number."""
+        annotation = str(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and "bool" not in annotation and ("int" in annotation or "float" in annotation):
+            raise ValueError("must be a number, not true or false")
+        return value

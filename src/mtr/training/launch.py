@@ -7,6 +7,7 @@ first process that failed.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import uuid
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from mtr.recipe.existence import check_existence
 from mtr.recipe.loading import load_recipe
 from mtr.recipe.placement import check_placement
+from mtr.recipe.places import located
+from mtr.store.trigger import ask_for_checkpoint
 
 _GRACE = 600
 """Seconds that processes have to finish their step and save after a signal."""
@@ -26,8 +29,9 @@ def launch(num_processes: int, recipe: Path, overrides: list[str], options: list
         options: of `mtr train`, for each process.
     """
     loaded = load_recipe(recipe, overrides)  # a mistake in the recipe is found before anything starts
-    check_existence(loaded, needed="weights")
-    check_placement(loaded, recipe)
+    with located(recipe, overrides):
+        check_existence(loaded, needed="weights")
+        check_placement(loaded, recipe)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -44,6 +48,9 @@ def launch(num_processes: int, recipe: Path, overrides: list[str], options: list
         max_restarts=0,
         signals_to_handle=",".join(["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", *loaded.training.preempt_signal]),
     )
+    output_dir = Path(loaded.training.output_dir)
+    for name in loaded.training.checkpoint_signal:
+        signal.signal(signal.Signals[name], lambda *_: ask_for_checkpoint(output_dir))
     try:
         elastic_launch(config, sys.executable)("-m", "mtr", "train", str(recipe), *overrides, *options)
     except SignalException as stopped:
