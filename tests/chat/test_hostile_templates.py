@@ -5,13 +5,9 @@ steer a terminal.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import resource
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +15,13 @@ from typing import Any
 
 import pytest
 from support.paths import QUICKSTART
+from support.processes import in_processes
 from support.rendering import parsed, renderer
 from support.rows import conversation_row, copy_tokenizer
 from support.templates import CONTENT, template
 
+import mtr.chat.template as template_module
+from mtr.chat import limits
 from mtr.chat.completion import TAG
 from mtr.errors import UserError
 
@@ -33,14 +32,6 @@ GROW = (
 )
 PATIENCE, MEMORY = 90.0, 8 << 30
 """Seconds and bytes after which a command is ended here: mtr's own limits are far below."""
-RUN = """
-    import importlib.util, sys
-    if importlib.util.find_spec("mtr.chat.limits"):
-        from mtr.chat import limits
-        limits.SECONDS = 1.0
-    from mtr.__main__ import main
-    main()
-"""
 
 
 def later(hostile: str) -> str:
@@ -48,15 +39,9 @@ def later(hostile: str) -> str:
     return f"{{%- if messages | length > 4 -%}}{hostile}{{%- endif -%}}"
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """A command in a process that can be ended.
-
-    Raises:
-        subprocess.TimeoutExpired: it hangs.
-    """
-    command = [sys.executable, "-c", textwrap.dedent(RUN), *map(str, arguments)]
-    memory = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (MEMORY, MEMORY))
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, preexec_fn=memory, check=False)
+def bounded() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    limits.SECONDS = template_module.SECONDS = 1.0  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -80,15 +65,14 @@ def test_a_command_ends(
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (model / name).write_bytes((QUICKSTART / "base" / name).read_bytes())
     recipe = write_recipe(model={"name_or_path": str(model)}, data={"train": str(write_rows([conversation_row(4)]))})
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    ended = run(command, model if command == "audit" else recipe)
+    asked = model if command == "audit" else recipe
+    ended = in_processes(1, command, asked, prepare=bounded, timeout=PATIENCE)
     assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()
     assert line.startswith("error: ")
     assert re.search(says, line)
     assert "the chat template" in line
-    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    assert used <= before or used < 3_500_000, "KiB"
+    assert 0 < ended.memory < 3_500_000, "KiB"
     assert not (tmp_path / "run").exists()
 
 

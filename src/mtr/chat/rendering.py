@@ -23,6 +23,7 @@ from mtr.chat.findings import Findings, Tags
 from mtr.chat.history import Before, History
 from mtr.chat.limits import limits
 from mtr.chat.reach import Fate, decided
+from mtr.chat.reading import Reader
 from mtr.chat.spelling import Speller
 from mtr.chat.template import LimitError, RefusedError, Template
 from mtr.chat.turn import NOT_GENERATED, NOT_LAST, WEIGHT_ZERO, Turn, fills, too_long
@@ -64,6 +65,8 @@ class Renderer:
         self.stop_ids = list(dict.fromkeys([*(stop.id for stop in found), *inference]))
         """What ends a completion, best first."""
         self._stops = {str(tokenizer.convert_ids_to_tokens(i)): i for i in self.stop_ids}
+        self.reader = Reader(findings, (*template.special_texts, *self._stops))
+        """Of what was generated."""
         self._speller = Speller(self.findings, respell=history == "respell")
         self._drafter = Drafter(self.findings, self._speller, self._stops, inference)
         self.pad_id: int = next(i for i in (tokenizer.pad_token_id, eos, 0) if i is not None)
@@ -125,18 +128,7 @@ class Renderer:
 
     def split(self, completion_ids: list[int]) -> tuple[str, str]:
         """Thinking and response of a generated completion, without special tokens."""
-        text = self.tokenizer.decode(completion_ids, skip_special_tokens=False)
-        thinking, close, response = text.partition(self.tags[1]) if self.tags else ("", "", text)
-        if not close:
-            thinking, response = "", text
-        if self.tags:
-            thinking = thinking.replace(self.tags[0], "")
-        response = response.strip()
-        for opening in (self.findings.response_opening, self.findings.answer_opening):
-            response = response.removeprefix(opening.strip())
-        for token in (*self.template.special_texts, *self._stops):
-            thinking, response = thinking.replace(token, ""), response.replace(token, "")
-        return thinking.strip(), response.strip()
+        return self.reader.split(self.tokenizer.decode(completion_ids, skip_special_tokens=False))
 
     def expected(self, message: Message) -> Expected:
         """Thinking and response of an assistant message, whether the thinking has a field of its own or is inline."""

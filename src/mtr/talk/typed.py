@@ -1,0 +1,57 @@
+"""Messages as they are typed or pasted, with the line editing and the history of readline where Python has it."""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections.abc import Callable
+from typing import Any
+
+_PASTE_SECONDS = 0.02
+"""Lines of a paste come faster than anybody types."""
+
+
+def edit_lines() -> Any:
+    """Switch line editing on: arrows, history, and pastes of several lines that end where the paste ends.
+
+    Returns:
+        The readline module, or None where Python has none. Its history is kept in memory only.
+    """
+    try:
+        import readline
+    except ImportError:
+        return None
+    if "libedit" in (readline.__doc__ or ""):  # macOS; it knows no bracketed paste
+        return None
+    readline.parse_and_bind("set enable-bracketed-paste on")  # Python switches it off
+    return readline
+
+
+def read_message(read_line: Callable[[str], str], prompt: str, more_waits: Callable[[], bool]) -> str | None:
+    """One message: a line, the lines of a paste, or lines that end in a backslash.
+
+    Args:
+        read_line: shows a prompt and returns a line; raises EOFError at the end.
+        more_waits: whether more of a paste is there already.
+
+    Returns:
+        None at the end of the input.
+    """
+    lines: list[str] = []
+    while True:
+        try:
+            line = read_line(prompt if not lines else "")
+        except EOFError:
+            return "\n".join(lines) if lines else None
+        continued = line.endswith("\\")
+        lines.append(line.removesuffix("\\"))
+        if not continued and not more_waits():
+            return "\n".join(lines).strip("\n")
+
+
+def more_waits() -> bool:
+    """Whether standard input has more to be read at once; of a paste, where readline does not see its end."""
+    try:
+        return bool(select.select([sys.stdin], [], [], _PASTE_SECONDS)[0])
+    except (OSError, ValueError):  # Windows, a closed input
+        return False
