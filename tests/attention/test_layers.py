@@ -9,7 +9,7 @@ import pytest
 import transformers
 from support.models import ARCHITECTURES, tiny_config
 
-from mtr.attention.interface import use_own_attention, use_tree_attention
+from mtr.attention.interface import use_own_attention, use_tree_attention, with_own_attention
 from mtr.attention.layers import layer_spans, refusal, scale_start
 from mtr.attention.model_parts import text_config
 from mtr.model.probe import probe
@@ -112,3 +112,7 @@ def test_llama4_scales_queries_by_the_place_in_the_row(scale: int) -> None:
     assert not any(attention.attn_temperature_tuning for attention in scaled)
     use_own_attention(model)
     assert all(attention.attn_temperature_tuning for attention in scaled)
+    use_tree_attention(model)
+    with with_own_attention(model):  # as for generation before training
+        assert all(attention.attn_temperature_tuning for attention in scaled)
+    assert not any(attention.attn_temperature_tuning for attention in scaled)

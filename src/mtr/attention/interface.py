@@ -251,6 +251,7 @@ def with_own_attention(model: Any) -> Iterator[None]:
         yield
     finally:
         text.set_attn_implementation(before)
+        _scale_by_place(base_model(model), before != IMPLEMENTATION)
 
 
 def use_tree_attention(model: Any) -> None:

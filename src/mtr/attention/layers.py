@@ -26,13 +26,21 @@ class HeadShapes(NamedTuple):
     value_size: int
 
 
+def common_value(config: Any, key: str) -> Any:
+    """A key of a config, None where it has none; where layers have their own (Gemma 4's head_dim), the largest."""
+    try:
+        return getattr(config, key, None)
+    except RuntimeError:  # transformers' AmbiguousGlobalPerLayerAttributeError
+        return max(getattr(layer, key) for layer in config.per_layer_config)
+
+
 def head_shapes(config: Any) -> HeadShapes:
     """From a text model's config; for latent attention (MLA), of the expanded keys and values."""
-    heads: int = config.num_attention_heads
-    size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads: int = common_value(config, "num_attention_heads")
+    size: int = common_value(config, "head_dim") or config.hidden_size // heads
     if latent := getattr(config, "qk_nope_head_dim", None):
         return HeadShapes(heads, heads, latent + config.qk_rope_head_dim, getattr(config, "v_head_dim", None) or size)
-    return HeadShapes(heads, getattr(config, "num_key_value_heads", None) or heads, size, size)
+    return HeadShapes(heads, common_value(config, "num_key_value_heads") or heads, size, size)
 
 
 def score_scale(config: Any) -> float:

@@ -32,6 +32,14 @@ def output_embeddings(model: Any) -> Any:
     return found if inside is base else getattr(inside, "get_output_embeddings", lambda: None)()
 
 
+def outer_parameters(model: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Those of the embeddings and those of the head, with what adapters add to them."""
+    head = output_embeddings(model)
+    return list(base_model(model).get_input_embeddings().parameters()), list(
+        head.parameters()
+    ) if head is not None else []
+
+
 def idle_parts(model: Any) -> dict[str, nn.Module]:
     """By name, the largest parts of a transformers model that text does not pass: towers for images and sound, what
     joins them to the decoder, and its layers that only look at images. Empty for a causal LM.
