@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -41,21 +41,63 @@ def unique_graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
-@pytest.mark.parametrize("kind", ["qwen3", "gemma3"])
-def test_compiled_layers_compute_the_same(models: Models, kind: str, checkpointing: Any) -> None:
-    """Traced and run without code generation, which takes a compiler and half a minute."""
+class Compiled(NamedTuple):
+    """What one pack through compiled layers gave."""
+
+    gradients: dict[str, torch.Tensor]
+    kept: int
+    graphs: int
+    attention_calls: int
+    layers: int
+
+
+@pytest.fixture(scope="module")
+def compiled_run(models: Models) -> Callable[[str, Any], Compiled]:
+    """`compiled_run("qwen3", "full")` is of that mode of checkpointing, run once for all tests.
+
+    Traced and run without code generation, which takes a compiler and half a minute.
+    """
+    runs: dict[tuple[str, Any], Compiled] = {}
+
+    def run(kind: str, mode: Any) -> Compiled:
+        if (kind, mode) not in runs:
+            model = load(models(kind))
+            assert compile_layers(model, backend="aot_eager") == model.config.num_hidden_layers
+            checkpoint_activations(model, mode)
+            calls: list[int] = []
+            with mock.patch.object(mtr.attention.interface, "segment_forward", _counted(calls)):
+                found, kept = gradients(model)
+            runs[kind, mode] = Compiled(found, kept, unique_graphs(), len(calls), model.config.num_hidden_layers)
+        return runs[kind, mode]
+
+    return run
+
+
+CompiledRun = Callable[[str, Any], Compiled]
+
+
+@pytest.mark.parametrize(
+    ("kind", "checkpointing"),
+    [
+        ("qwen3", "none"),
+        ("qwen3", "selective"),
+        ("qwen3", "full"),
+        pytest.param("gemma3", "none", marks=pytest.mark.slow),
+        pytest.param("gemma3", "selective", marks=pytest.mark.slow),
+        ("gemma3", "full"),
+    ],
+)
+def test_compiled_layers_compute_the_same(
+    models: Models, compiled_run: CompiledRun, kind: str, checkpointing: Any
+) -> None:
     plain, _ = gradients(load(models(kind)))
-    model = load(models(kind))
-    assert compile_layers(model, backend="aot_eager") == model.config.num_hidden_layers
-    checkpoint_activations(model, checkpointing)
-    compiled, _ = gradients(model)
-    assert plain.keys() == compiled.keys()
-    assert all(torch.allclose(plain[name], compiled[name], rtol=1e-9, atol=1e-12) for name in plain)
-    assert unique_graphs() > 0
+    compiled = compiled_run(kind, checkpointing)
+    assert plain.keys() == compiled.gradients.keys()
+    assert all(torch.allclose(plain[name], compiled.gradients[name], rtol=1e-9, atol=1e-12) for name in plain)
+    assert compiled.graphs > 0
 
 
-@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("kind", ["qwen3_moe", pytest.param("gpt_oss", marks=pytest.mark.slow)])
 def test_experts_are_compiled_as_well(models: Models, kind: str) -> None:
     """In float32, for which there are grouped products; in float64 each expert asks which tokens are its own."""
     plain, _ = gradients(_with_grouped_experts(models(kind)))
@@ -73,36 +115,31 @@ def _with_grouped_experts(folder: Path) -> Any:
 
 
 def test_layers_of_a_kind_are_compiled_once_for_all_lengths() -> None:
-    """One graph for training, one without gradients; the first layer's input needs no gradient, which is one more."""
+    """One graph for training, one without gradients; the first layer's input needs no gradient, which is one more.
+
+    Of more layers than dynamo compiles versions of a function.
+    """
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     sizes = {"vocab_size": 1024, "hidden_size": 32, "intermediate_size": 32, "head_dim": 8}
-    for layers in (2, 10):
-        torch.compiler.reset()
-        torch._dynamo.utils.counters.clear()
-        config = Qwen3Config(num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, **sizes)
-        model = add_lora(AutoModelForCausalLM.from_config(config), LoraSection(r=4), 0).train()
-        use_tree_attention(model)
-        tree_model = TreeModel(model, "segment")
-        compile_layers(model, backend="eager")
-        for length in (40, 7, 90, 33, 64):
-            ids = np.arange(length) % 1024
-            batch = build_batch(Pack((merge([View(ids[:1], ids[1:], np.ones(length - 1))]),)))
-            tree_model(batch).backward()
-            with torch.no_grad():
-                tree_model(batch)
-        assert 2 <= unique_graphs() <= 3
+    config = Qwen3Config(num_hidden_layers=10, num_attention_heads=4, num_key_value_heads=2, **sizes)
+    model = add_lora(AutoModelForCausalLM.from_config(config), LoraSection(r=4), 0).train()
+    use_tree_attention(model)
+    tree_model = TreeModel(model, "segment")
+    compile_layers(model, backend="eager")
+    for length in (40, 7, 90, 33, 64):
+        ids = np.arange(length) % 1024
+        batch = build_batch(Pack((merge([View(ids[:1], ids[1:], np.ones(length - 1))]),)))
+        tree_model(batch).backward()
+        with torch.no_grad():
+            tree_model(batch)
+    assert 2 <= unique_graphs() <= 3
 
 
 @pytest.mark.parametrize(("mode", "times"), [("none", 1), ("selective", 1), ("full", 2)])
-def test_attention_of_a_compiled_layer_is_kept(models: Models, mode: Any, times: int) -> None:
-    model = load(models("qwen3"))
-    compile_layers(model, backend="aot_eager")
-    checkpoint_activations(model, mode)
-    calls: list[int] = []
-    with mock.patch.object(mtr.attention.interface, "segment_forward", _counted(calls)):
-        gradients(model)
-    assert len(calls) == times * model.config.num_hidden_layers
+def test_attention_of_a_compiled_layer_is_kept(compiled_run: CompiledRun, mode: Any, times: int) -> None:
+    compiled = compiled_run("qwen3", mode)
+    assert compiled.attention_calls == times * compiled.layers
 
 
 def _counted(calls: list[int]) -> Callable[..., Any]:
@@ -113,14 +150,9 @@ def _counted(calls: list[int]) -> Callable[..., Any]:
     return run
 
 
-def test_selective_keeps_less_than_none(models: Models) -> None:
+def test_selective_keeps_less_than_none(compiled_run: CompiledRun) -> None:
     """Inside a compiled layer, where the backward's inputs are what is kept."""
-    kept = {}
-    for mode in ("none", "selective"):
-        model = load(models("qwen3"))
-        compile_layers(model, backend="aot_eager")
-        checkpoint_activations(model, mode)
-        _, kept[mode] = gradients(model)
+    kept = {mode: compiled_run("qwen3", mode).kept for mode in ("none", "selective")}
     assert kept["selective"] < 0.8 * kept["none"], kept
 
 

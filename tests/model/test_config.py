@@ -19,6 +19,7 @@ from support.paths import QUICKSTART, SHARED
 from support.rendering import load as load_tokenizer
 from support.rows import conversation_row
 
+from mtr.attention.layers import common_value
 from mtr.errors import UserError
 from mtr.model.config import check_config, check_length, check_size, check_vocabulary
 from mtr.model.device import peak_memory, reset_peak_memory
@@ -257,6 +258,17 @@ def test_dynamic_rope_has_no_end() -> None:
     config = tiny_config("llama", max_position_embeddings=64, rope_parameters=rope)
     assert check_length(config, 128) is None
     assert "beyond the 128 positions" in str(check_length(config, 129))
+
+
+def test_layers_with_heads_of_their_own_are_no_mistake() -> None:
+    """Gemma 4's full layers have larger heads, and its config refuses to tell one size for all."""
+    config = transformers.Gemma4TextConfig()
+    with pytest.raises(RuntimeError):
+        _ = config.head_dim
+    check_config(config)
+    assert common_value(config, "head_dim") == 512
+    assert common_value(config, "hidden_size") == config.hidden_size
+    assert common_value(config, "no_such_key") is None
 
 
 def test_an_encoder_decoder_has_no_turns() -> None:

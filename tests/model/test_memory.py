@@ -16,12 +16,13 @@ from support.resident import RESIDENT, resident
 from torch import nn
 
 import mtr.model.memory
+from mtr.attention.model_parts import outer_parameters
 from mtr.errors import UserError
 from mtr.model.memory import PackMemory, Probe
 from mtr.model.training_state import training_state
 from mtr.model.tree_model import TreeModel
 from mtr.recipe.loading import load_recipe
-from mtr.recipe.sections import Backend, Checkpointing
+from mtr.recipe.sections import Backend, Checkpointing, TrainingSection
 from mtr.training.loop import train
 from mtr.training.optim import build_optimizer
 from mtr.tree.mask import Tree
@@ -56,7 +57,7 @@ def test_checkpointing_takes_less_of_a_pack() -> None:
     assert resident().memory["full"].per_token < 0.5 * resident().memory["none"].per_token
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "muon", "adafactor", "sgd"])
 def test_what_training_keeps_is_left_free(
     probe: Probe, write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, optim: str
 ) -> None:
@@ -66,7 +67,7 @@ def test_what_training_keeps_is_left_free(
     probe = Probe(probe.tree_model, probe.call, CPU, optim)
     free = probe.measure(256).free
 
-    optimizer = build_optimizer(probe.call, training)
+    optimizer = build_optimizer(probe.tree_model.model, training)
     torch.autograd.backward(probe.call(probe._batch(256)))
     optimizer.step()
     gradients = sum(p.grad.nbytes for p in probe.call.parameters() if p.grad is not None)
@@ -87,6 +88,22 @@ def test_adamw_takes_more_at_once_on_cuda() -> None:
     assert training_state(weights, "adamw_torch", on_cuda=True).update == 4 * 1007
     assert training_state(weights, "adamw_torch", on_cuda=False).update == 3 * 4 * 1000
     assert training_state(weights, "adamw_torch_fused", on_cuda=True).update == 0
+
+
+@pytest.mark.parametrize("optim", ["schedule_free_adamw", "adamw_8bit"])
+def test_what_other_optimizers_keep_is_known(optim: str) -> None:
+    """As above, of an optimizer alone."""
+    pytest.importorskip({"schedule_free_adamw": "schedulefree", "adamw_8bit": "bitsandbytes"}[optim])
+    keys = {"output_dir": "x", "optim": optim, "lr_scheduler_type": "constant"}
+    model = wide_model(layers=1)
+    optimizer = build_optimizer(model, TrainingSection.model_validate(keys))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kept = [x for state in optimizer.state.values() for key, x in state.items() if "qmap" not in key]
+    taken = sum(x.nbytes for x in kept if isinstance(x, torch.Tensor) and x.dim())
+    state = training_state(model.parameters(), optim, False, *outer_parameters(model))
+    assert state.optimizer == taken
 
 
 def test_the_largest_pack_fits_what_is_free() -> None:

@@ -5,10 +5,7 @@ for and is not exact is refused; whatever is taken computes loss and gradients o
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +17,7 @@ import torch
 import transformers
 from support.models import save_random_model, tiny_config
 from support.paths import QUICKSTART
+from support.processes import in_processes
 
 from mtr.attention.interface import use_own_attention
 from mtr.chat.loading import load_renderer, load_tokenizer
@@ -163,12 +161,9 @@ def test_rows_that_turns_cannot_share_are_noticed(
     assert verify(recipe, conversations=2)["passed"]
 
 
-@pytest.mark.parametrize("asked", ["per_turn", "per_turn_unpacked"])
-def test_strategies_agree_on_a_model_that_can_do_all(
-    write_recipe: Recipes, models: Models, tmp_path: Path, asked: str
-) -> None:
+def test_strategies_agree_on_a_model_that_can_do_all(write_recipe: Recipes, models: Models, tmp_path: Path) -> None:
     losses = []
-    for taken in ("auto", asked):
+    for taken in ("auto", "per_turn", "per_turn_unpacked"):
         output = tmp_path / taken
         model = {"name_or_path": str(models("qwen3"))}
         train(
@@ -178,6 +173,7 @@ def test_strategies_agree_on_a_model_that_can_do_all(
         losses.append([json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)])
     assert len(losses[0]) == 2
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_a_run_says_what_it_took_and_why(
@@ -250,21 +246,18 @@ def test_rows_resume_bit_for_bit(go: Callable[..., Path]) -> None:
     assert (part / name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.parametrize("mode", ["products", "selective", "full"])
-def test_rows_are_checkpointed(go: Callable[..., Path], mode: str) -> None:
-    one, other = go("one", steps=2), go("other", steps=2, training={"gradient_checkpointing": mode})
-    assert np.concatenate(numbers(other)) == pytest.approx(np.concatenate(numbers(one)), rel=1e-5)
+def test_rows_are_checkpointed(go: Callable[..., Path]) -> None:
+    one = np.concatenate(numbers(go("one", steps=2)))
+    for mode in ("products", "selective", "full"):
+        other = np.concatenate(numbers(go(mode, steps=2, training={"gradient_checkpointing": mode})))
+        assert other == pytest.approx(one, rel=1e-5), mode
 
 
 @pytest.mark.distributed
 def test_rows_on_two_processes_are_those_of_one(go: Callable[..., Path], tmp_path: Path) -> None:
     """Rows are shared out by cost."""
     one = go("one", steps=2, sequence={"on_oom": "split"})
-    recipe = tmp_path / "recipe.yaml"
-    overrides = [f"training.output_dir={tmp_path / 'two'}", "--num-processes", "2"]
-    command = [sys.executable, "-m", "mtr", "train", str(recipe), *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180, check=False)
+    done = in_processes(2, "train", tmp_path / "recipe.yaml", f"training.output_dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     assert np.concatenate(numbers(tmp_path / "two")) == pytest.approx(np.concatenate(numbers(one)), rel=1e-5)
 

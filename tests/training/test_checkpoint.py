@@ -4,6 +4,7 @@ one that was not written to its end is never taken; old ones go; removing a run 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from mtr.training.environment import Identity
 from mtr.training.optim import build_optimizer, build_schedule
 
 MARKER = Marker()
+IN_8_BITS = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
 
 @dataclass
@@ -68,7 +70,9 @@ def start(optim: str = "adamw_torch", lora: bool = True, seed: int = 0, modules:
     torch.manual_seed(seed)
     if lora:
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=modules))
-    training = TrainingSection.model_validate({"output_dir": "x", "optim": optim, "weight_decay": 0.1})
+    keys = {"output_dir": "x", "optim": optim, "weight_decay": 0.1}
+    keys |= {"lr_scheduler_type": "constant"} if optim == "schedule_free_adamw" else {}
+    training = TrainingSection.model_validate(keys)
     optimizer = build_optimizer(model, training)
     tokenizer = AutoTokenizer.from_pretrained(str(QUICKSTART / "base"))
     return Run(model, optimizer, build_schedule(optimizer, training, 10), tokenizer)
@@ -94,6 +98,9 @@ def same(one: Any, other: Any) -> bool:
         ("adamw_torch_fused", True, None),
         ("adafactor", True, None),
         ("sgd", True, None),
+        ("muon", True, ["norm"]),
+        ("schedule_free_adamw", True, None),
+        pytest.param("adamw_8bit", False, None, marks=IN_8_BITS),
     ],
 )
 def test_everything_comes_back_bit_for_bit(tmp_path: Path, optim: str, lora: bool, modules: list[str] | None) -> None:

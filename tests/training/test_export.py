@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support.paths import QUICKSTART
+from support.recipes import quickstart_recipe
 from support.rows import conversation_row
 
 import mtr.training.merge
@@ -43,6 +44,25 @@ def trained(write_recipe: Recipes, write_rows: Callable[..., Path], tmp_path: Pa
 
 
 Trained = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a run as `trained()` leaves, for tests that copy it."""
+    folder = tmp_path_factory.mktemp("trained")
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(conversation_row(turns=2)) + "\n" for _ in range(4)))
+    training = {"learning_rate": 0.05, "conversations_per_step": 2, "lr_scheduler_type": "constant"}
+    training |= {"gradient_checkpointing": False}
+    train(load_recipe(quickstart_recipe(folder, data={"train": str(rows)}, training=training)))
+    return folder / "run"
+
+
+@pytest.fixture
+def copied(trained_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained_once, tmp_path / "run"))
+
+
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("quickstart", {}),
     "rslora": ("quickstart", {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 8}}),
@@ -102,10 +122,8 @@ def test_the_command_merges_a_run_and_a_checkpoint(trained: Trained, mtr: Mtr, t
         (lambda run: (run / "adapter_model.safetensors").write_bytes(b"x"), "the adapter cannot be loaded"),
     ],
 )
-def test_what_cannot_be_merged_is_refused(
-    trained: Trained, mtr: Mtr, prepare: Callable[[Path], Any], words: str
-) -> None:
-    run = trained()
+def test_what_cannot_be_merged_is_refused(copied: Path, mtr: Mtr, prepare: Callable[[Path], Any], words: str) -> None:
+    run = copied
     prepare(run)
     code, out, err = mtr("merge", run)
     assert (code, out) == (2, "")
@@ -124,9 +142,9 @@ def test_whole_weights_need_no_merging(trained: Trained, mtr: Mtr) -> None:
     assert "holds full weights, so there is nothing to merge" in err
 
 
-def test_a_merge_that_changes_the_model_is_seen(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_that_changes_the_model_is_seen(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other direction: the check can fail."""
-    run = trained()
+    run = copied
     logits = mtr.training.merge._logits
     calls = iter(range(10))
     monkeypatch.setattr(mtr.training.merge, "_logits", lambda *a: logits(*a) * (1.0 + 0.01 * (next(calls) == 1)))

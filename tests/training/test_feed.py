@@ -13,6 +13,8 @@ from torch import Tensor
 from mtr.prepare.counts import Counts
 from mtr.prepare.step import Step
 from mtr.training.feed import Feed
+from mtr.training.signals import StopSignals
+from mtr.training.stopping import Stopping
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import View, merge
 from mtr.tree.packing import Pack
@@ -25,9 +27,7 @@ def step() -> Step:
 
 def fed(given: Step, device: str) -> Step:
     accelerator = SimpleNamespace(device=torch.device(device), num_processes=1, process_index=0)
-    stopping = SimpleNamespace(
-        is_asked_here=False, is_agreed=False, signals=SimpleNamespace(received=None), signal=None
-    )
+    stopping = Stopping(StopSignals(), accelerator)
     feed = Feed(iter([given]), 0, accelerator, stopping, SimpleNamespace(steps=0))  # type: ignore[arg-type]
     found = feed.next()
     assert found is not None

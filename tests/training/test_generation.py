@@ -96,8 +96,8 @@ def test_the_history_holds_the_models_own_answers_without_their_thinking(
         [prompt(("user", "one?"), ("assistant", "Wrong one."), ("user", "two?"))],
     ]
     assert generated == [
-        GeneratedTurn("rows.jsonl, line 1", 0, "Hm, 1.", "Wrong one.", "Right one."),
-        GeneratedTurn("rows.jsonl, line 1", 1, "", "Right two.", "Right two."),
+        GeneratedTurn("rows.jsonl, line 1", 0, "Hm, 1.", "Wrong one.", "Right one.", asked="one?"),
+        GeneratedTurn("rows.jsonl, line 1", 1, "", "Right two.", "Right two.", asked="two?"),
     ]
     assert [turn.exact_match for turn in generated] == [False, True]
     assert exact_match(generated) == 0.5
@@ -146,7 +146,7 @@ def test_tool_calls_and_greetings_are_taken_from_the_data(renderer: Renderer, mo
     assert model.prompts == [
         [prompt(("assistant", "Welcome."), ("user", "do it"), ("assistant", "calling"), ("tool", "42"))]
     ]
-    assert [(p.turn, p.response) for p in generated] == [(2, "Done.")]
+    assert [(p.turn, p.response, p.asked) for p in generated] == [(2, "Done.", "42")]
 
 
 def test_a_reference_with_inline_thinking_is_compared_by_its_response(

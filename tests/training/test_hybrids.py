@@ -6,10 +6,7 @@ two; it resumes bit for bit, merges, and loads where the checkpoint it came from
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.paths import QUICKSTART
+from support.processes import in_processes
+from support.recipes import quickstart_recipe
 
 from mtr.model.compiled import compile_layers
 from mtr.recipe.loading import load_recipe
@@ -50,25 +49,44 @@ def differs(one: Path, other: Path) -> float:
     return float(max(abs(a - b) / abs(a) for a, b in pairs))
 
 
-@pytest.fixture
-def recipe_of(models: Models, write_recipe: Recipes, tmp_path: Path) -> Recipes:
-    """`recipe_of("name", ...)` trains a tiny Qwen3.5 in that folder, three conversations a step."""
+SMALL: dict[str, dict[str, Any]] = {
+    "small": {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]},
+}
+"""A Qwen3.5 of a layer of each kind, where each is compiled."""
+
+
+def recipes_in(folder: Path, models: Models) -> Recipes:
     rows = (QUICKSTART / "train.jsonl").read_text().splitlines()
-    (tmp_path / "few.jsonl").write_text("\n".join(rows[:9]))
+    (folder / "few.jsonl").write_text("\n".join(rows[:9]))
 
     def write(name: str, kind: str = "qwen3_5", **sections: Any) -> Path:
         training = {
-            "output_dir": str(tmp_path / name),
+            "output_dir": str(folder / name),
             "max_steps": 4,
             "conversations_per_step": 3,
             "gradient_checkpointing": False,
             **sections.pop("training", {}),
         }
-        model = {"name_or_path": str(models(kind)), "dtype": "float32"}
-        data = {"train": str(tmp_path / "few.jsonl"), **sections.pop("data", {})}
-        return write_recipe(model=model, training=training, data=data, date="2026-01-31", **sections)
+        base = models("qwen3_5", **SMALL[kind]) if kind in SMALL else models(kind)
+        model = {"name_or_path": str(base), "dtype": "float32"}
+        data = {"train": str(folder / "few.jsonl"), **sections.pop("data", {})}
+        return quickstart_recipe(folder, model=model, training=training, data=data, date="2026-01-31", **sections)
 
     return write
+
+
+@pytest.fixture
+def recipe_of(models: Models, tmp_path: Path) -> Recipes:
+    """`recipe_of("name", ...)` trains a tiny Qwen3.5 in that folder, three conversations a step."""
+    return recipes_in(tmp_path, models)
+
+
+@pytest.fixture(scope="module")
+def plain(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that others are compared with."""
+    folder = tmp_path_factory.mktemp("plain")
+    train(load_recipe(recipes_in(folder, models)("one")))
+    return folder / "one"
 
 
 @pytest.fixture
@@ -99,20 +117,19 @@ def test_one_pass_is_one_pass_per_turn(go: Go, lora: dict[str, Any] | None) -> N
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_how_a_step_is_computed_does_not_change_it(go: Go, way: str) -> None:
-    assert differs(go("one")[0], go("other", **WAYS[way])[0]) < 2e-5
+def test_how_a_step_is_computed_does_not_change_it(plain: Path, go: Go, way: str) -> None:
+    assert differs(plain, go("other", **WAYS[way])[0]) < 2e-5
 
 
-def test_a_state_that_is_not_forked_is_seen(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_that_is_not_forked_is_seen(plain: Path, go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other direction: every chunk continues the one before it in the row, as in a model that knows no tree."""
-    one, _ = go("one")
 
     def chain(tree: Any, *size: int) -> ChunkPlan:
         tree.parent[:] = range(-1, len(tree.parent) - 1)
         return chunk_plan(tree, *size)
 
     monkeypatch.setattr("mtr.recurrence.kinds.chunk_plan", chain)
-    assert differs(one, go("other")[0]) > 1e-3
+    assert differs(plain, go("other")[0]) > 1e-3
 
 
 def test_a_run_resumes_bit_for_bit(go: Go, tmp_path: Path) -> None:
@@ -156,19 +173,16 @@ def test_lora_reaches_every_linear_layer_of_a_mixer(go: Go) -> None:
 @pytest.mark.distributed
 def test_two_processes_are_one(recipe_of: Recipes, tmp_path: Path) -> None:
     train(load_recipe(recipe_of("one", training={"max_steps": 3})))
-    recipe = recipe_of("two", training={"max_steps": 3})
-    command = [sys.executable, "-m", "mtr", "train", str(recipe), "--num-processes", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180, check=False)
+    done = in_processes(2, "train", recipe_of("two", training={"max_steps": 3}))
     assert done.returncode == 0, done.stderr
     assert differs(tmp_path / "one", tmp_path / "two") < 1e-5
 
 
 @TRACED
 def test_layers_that_are_traced_train_alike(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, _ = go("one")
+    one, _ = go("one", kind="small", training={"max_steps": 2})
     monkeypatch.setattr("mtr.model.kernels.compile_layers", partial(compile_layers, backend="eager"))
-    assert differs(one, go("other", training={"torch_compile": True})[0]) < 1e-6
+    assert differs(one, go("other", kind="small", training={"max_steps": 2, "torch_compile": True})[0]) < 1e-6
 
 
 @TRACED

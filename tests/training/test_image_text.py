@@ -6,10 +6,7 @@ the model that was trained.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import transformers
 from safetensors.torch import load_file
 from support.image_text import IMAGE_TEXT, save_image_text
 from support.paths import QUICKSTART
+from support.processes import in_processes
 
 from mtr.attention.model_parts import idle_parts
 from mtr.model.loading import load_model
@@ -189,9 +187,7 @@ def test_held_out_turns_are_generated(go: Go) -> None:
 def test_a_sharded_model_comes_out_whole(recipe_of: Recipes, tmp_path: Path) -> None:
     train(load_recipe(recipe_of("one", "gemma3", lora=None)))
     recipe = recipe_of("two", "gemma3", lora=None, training={"parallel": "fsdp2"})
-    command = [sys.executable, "-m", "mtr", "train", str(recipe), "--num-processes", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180, check=False)
+    done = in_processes(2, "train", recipe)
     assert done.returncode == 0, done.stderr
     assert differs(tmp_path / "one", tmp_path / "two") < 1e-5
     one, two = (

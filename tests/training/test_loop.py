@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from support.paths import QUICKSTART
+from support.processes import in_processes
+from support.recipes import quickstart_recipe
 
 import mtr.prepare.builder
 import mtr.training.loop
 from mtr.errors import UserError
 from mtr.recipe.loading import load_recipe
 from mtr.training.loop import train
+from mtr.training.metrics import totals
 from mtr.training.state import RunState
 from mtr.tree.batch import Batch, build_batch
 from mtr.tree.packing import Pack
@@ -70,9 +70,32 @@ def run(write_recipe: Recipes, tmp_path: Path) -> Callable[..., tuple[Path, RunS
 Run = Callable[..., tuple[Path, RunState]]
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, RunState]]:
+    """`shared(loss={...})` is a run of four steps that tests only read, trained for the first of them."""
+    made: dict[str, tuple[Path, RunState]] = {}
+
+    def go(**sections: Any) -> tuple[Path, RunState]:
+        key = repr(sections)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("shared")
+            fixed = {"training": {"max_steps": 4, "gradient_checkpointing": False}}
+            made[key] = folder / "run", train(load_recipe(quickstart_recipe(folder, **fixed, **sections)))
+        return made[key]
+
+    return go
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> str:
+    rows = (QUICKSTART / "eval.jsonl").read_text().splitlines()
+    (tmp_path / "eval.jsonl").write_text("\n".join(rows[:6]))
+    return str(tmp_path / "eval.jsonl")
+
+
 @pytest.mark.parametrize("other", SAME)
-def test_what_cannot_change_a_step_does_not(run: Run, other: str) -> None:
-    one, _ = run("one")
+def test_what_cannot_change_a_step_does_not(shared: Run, run: Run, other: str) -> None:
+    one, _ = shared()
     two, _ = run("two", **SAME[other])
     assert differs(trajectory(one), trajectory(two)) < 1e-4
     if "small" in other:
@@ -91,16 +114,16 @@ def test_what_cannot_change_20_steps_does_not(run: Run, other: str, weighting: s
 
 
 @pytest.mark.parametrize("weighting", ["turn", "conversation"])
-def test_weightings_differ_and_are_each_exact(run: Run, weighting: str) -> None:
-    token, _ = run("token")
-    one, _ = run("one", loss={"weighting": weighting})
+def test_weightings_differ_and_are_each_exact(shared: Run, run: Run, weighting: str) -> None:
+    token, _ = shared()
+    one, _ = shared(loss={"weighting": weighting})
     two, _ = run("two", loss={"weighting": weighting}, sequence={"strategy": "per_turn"})
     assert differs(trajectory(one), trajectory(two)) < 1e-4
     assert differs(trajectory(token), trajectory(one)) > 1e-3
 
 
-def test_another_normalisation_is_seen(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, _ = run("one")
+def test_another_normalisation_is_seen(shared: Run, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = shared()
 
     def per_pack(pack: Pack, *arguments: Any) -> Batch:
         """Each pack normalised by itself, the error that a mean of means makes."""
@@ -111,16 +134,19 @@ def test_another_normalisation_is_seen(run: Run, monkeypatch: pytest.MonkeyPatch
     loss = {"weighting": "turn"}
     two, _ = run("two", loss=loss)
     monkeypatch.undo()
-    three, _ = run("three", loss=loss)
+    three, _ = shared(loss=loss)
     assert differs(trajectory(two), trajectory(three)) > 1e-3
     assert differs(trajectory(one), trajectory(three)) > 1e-3
 
 
-def test_what_fits_the_memory_changes_no_step(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_fits_the_memory_changes_no_step(shared: Run, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Packs as large as the memory holds, and as much kept for the backward as fits."""
-    one, _ = run("one")
+    one, _ = shared()
     two, summary = run(
-        "two", sequence={"max_tokens": "auto"}, training={"gradient_checkpointing": "auto"}, data={"num_workers": 0}
+        "two",
+        sequence={"max_tokens": "auto", "max_length": 1024},
+        training={"gradient_checkpointing": "auto"},
+        data={"num_workers": 0},
     )
     assert differs(trajectory(one), trajectory(two)) < 1e-4
     said = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("memory"))
@@ -129,11 +155,14 @@ def test_what_fits_the_memory_changes_no_step(run: Run, capsys: pytest.CaptureFi
     assert summary.peak_memory_bytes > 0
 
 
-def test_the_work_of_a_step_is_told(run: Run) -> None:
-    folder, summary = run("one")
+def test_the_work_of_a_step_is_told(shared: Run) -> None:
+    folder, summary = shared()
     told = lines(folder)
     assert all(line["mfu"] > 0 and line["flops_per_second"] > 0 for line in told)
     assert summary.flops == pytest.approx(sum(line["flops_per_second"] * line["seconds"] for line in told))
+    assert told[-1]["totals"] == totals(summary.counts)
+    assert told[-1]["totals"]["tokens"] == sum(line["num_tokens"] for line in told)
+    assert told[-1]["total_seconds"] == summary.seconds
 
 
 @pytest.mark.distributed
@@ -143,11 +172,7 @@ def test_two_processes_are_one(run: Run, write_recipe: Recipes, tmp_path: Path) 
     (tmp_path / "few.jsonl").write_text("\n".join(rows))
     sections = {"data": {"train": str(tmp_path / "few.jsonl")}, "training": {"conversations_per_step": 3}}
     one, _ = run("one", steps=6, **sections)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "mtr", "train"]
-    arguments = [str(tmp_path / "recipe.yaml"), f"training.output_dir={tmp_path / 'two'}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command + arguments, capture_output=True, text=True, env=environment, check=False)
+    done = in_processes(2, "train", tmp_path / "recipe.yaml", f"training.output_dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     assert differs(trajectory(one), trajectory(tmp_path / "two")) < 1e-5
     counted = [{k: line[k] for k in ("num_conversations", "num_turns", "num_tokens")} for line in lines(one)]
@@ -166,8 +191,8 @@ def test_a_run_that_is_resumed_is_the_run_that_never_stopped(run: Run) -> None:
     assert (resumed / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_run_that_is_done_is_resumed_without_writing_a_line_twice(run: Run) -> None:
-    sections = {"training": {"save_steps": 1}, "data": {"eval": str(QUICKSTART / "eval.jsonl")}}
+def test_a_run_that_is_done_is_resumed_without_writing_a_line_twice(run: Run, held_out: str) -> None:
+    sections = {"training": {"save_steps": 1}, "data": {"eval": held_out}}
     folder, once = run("run", steps=2, **sections)
     before = lines(folder)
     _, again = run("run", steps=2, resume=True, **sections)
@@ -184,8 +209,8 @@ def test_a_checkpoint_of_another_recipe_is_refused(run: Run) -> None:
         run("run", steps=2, resume=True, training={"save_steps": 1, "learning_rate": 0.5})
 
 
-def test_metrics_and_files_are_those_of_the_contract(run: Run) -> None:
-    folder, summary = run("run", steps=2, data={"eval": str(QUICKSTART / "eval.jsonl")})
+def test_metrics_and_files_are_those_of_the_contract(run: Run, held_out: str) -> None:
+    folder, summary = run("run", steps=2, data={"eval": held_out})
     written = lines(folder)
     assert [line["step"] for line in written] == [1, 2, 2]
     assert set(written[0]) >= METRICS
@@ -201,11 +226,11 @@ def test_metrics_and_files_are_those_of_the_contract(run: Run) -> None:
     assert load_recipe(folder / "recipe.yaml").training.max_steps == 2
 
 
-def test_the_adapter_loads_elsewhere_and_is_what_was_trained(run: Run) -> None:
+def test_the_adapter_loads_elsewhere_and_is_what_was_trained(shared: Run) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    folder, _ = run("run", steps=3)
+    folder, _ = shared()
     base = AutoModelForCausalLM.from_pretrained(QUICKSTART / "base", dtype=torch.float32)
     ids = torch.arange(10)[None]
     before = base(ids).logits
@@ -231,11 +256,11 @@ def test_a_step_without_a_trained_turn_makes_no_update_and_is_counted(
     assert summary.counts.untrained_rows["no turn of it is trained"] == 1
 
 
-def test_every_trainable_tensor_learns(run: Run) -> None:
-    """All of LoRA's B start at zero, and none is there after a step."""
+def test_every_trainable_tensor_learns(shared: Run) -> None:
+    """All of LoRA's B start at zero, and none is there at the end."""
     from safetensors.torch import load_file
 
-    folder, _ = run("run", steps=2)
+    folder, _ = shared()
     tensors = load_file(folder / "adapter_model.safetensors")
     moved = [name for name, tensor in tensors.items() if ".lora_B." in name and tensor.abs().max() > 0]
     assert len(moved) == sum(".lora_B." in name for name in tensors) > 0

@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from support.paths import QUICKSTART, ROOT
+from support.processes import in_processes
 from support.runs import good_checkpoint
 
 from mtr.model.flops import cost_of
@@ -83,11 +84,15 @@ def launch() -> Launch:
 
 
 @pytest.mark.distributed
-def test_four_processes_then_two_then_one_are_one(few: Recipes, launch: Launch, tmp_path: Path) -> None:
-    """Four with whole models, two with shares of it, and one: each goes on from the checkpoint of the one before."""
-    train(load_recipe(few("one", generation={"conversations": 3, "max_new_tokens": 3})))
-    recipe = few("many", training={"save_steps": 2}, generation={"conversations": 3, "max_new_tokens": 3})
-    done = launch(recipe, 4)
+def test_four_processes_then_two_then_one_are_one(few: Recipes, tmp_path: Path) -> None:
+    """Four with whole models, two with shares of it, and one: each goes on from the checkpoint of the one before.
+    Adapters start as a part of the weights, which every one of them takes out alike.
+    """
+    sections: dict[str, Any] = {"generation": {"conversations": 3, "max_new_tokens": 3}}
+    sections["lora"] = {"init_lora_weights": "pissa", "r": 4}
+    train(load_recipe(few("one", **sections)))
+    recipe = few("many", training={"save_steps": 2}, **sections)
+    done = in_processes(4, "train", recipe)
     assert done.returncode == 0, done.stderr
     assert differs(tmp_path / "one", tmp_path / "many") < 1e-5
     busiest = [line["imbalance"] for line in lines(tmp_path / "many") if "loss" in line]
@@ -99,7 +104,7 @@ def test_four_processes_then_two_then_one_are_one(few: Recipes, launch: Launch, 
     shutil.rmtree(tmp_path / "many" / "checkpoint-6")
     assert good_checkpoint(tmp_path / "many")[0] == tmp_path / "many" / "checkpoint-4"
     fitted = ("sequence.max_tokens=auto", "training.gradient_checkpointing=auto")  # by probes that all take part in
-    done = launch(recipe, 2, "--resume", "training.parallel=fsdp2", *fitted)
+    done = in_processes(2, "train", recipe, "--resume", "training.parallel=fsdp2", *fitted)
     assert done.returncode == 0, done.stderr
     assert "resumed       checkpoint-4" in done.stderr
     assert done.stderr.count("memory        checkpointing none (none ") == 1
@@ -110,14 +115,14 @@ def test_four_processes_then_two_then_one_are_one(few: Recipes, launch: Launch, 
 
 
 @pytest.mark.distributed
-def test_weights_that_are_shared_out_are_trained_as_whole_ones(few: Recipes, launch: Launch, tmp_path: Path) -> None:
+def test_weights_that_are_shared_out_are_trained_as_whole_ones(few: Recipes, tmp_path: Path) -> None:
     """fsdp2 with all weights trained, checkpointing, and the best checkpoint loaded back."""
     from safetensors.torch import load_file
 
     sections: dict[str, Any] = {"lora": None, "training": {"gradient_checkpointing": True, "load_best_at_end": True}}
     train(load_recipe(few("one", **sections)))
     recipe = few("shares", lora=None, training={**sections["training"], "parallel": "fsdp2"})
-    done = launch(recipe, 2)
+    done = in_processes(2, "train", recipe)
     assert done.returncode == 0, done.stderr
     assert differs(tmp_path / "one", tmp_path / "shares") < 1e-5
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "shares"))
@@ -126,10 +131,10 @@ def test_weights_that_are_shared_out_are_trained_as_whole_ones(few: Recipes, lau
 
 
 @pytest.mark.distributed
-def test_a_process_without_memory_does_its_packs_again_alone(few: Recipes, launch: Launch, tmp_path: Path) -> None:
+def test_a_process_without_memory_does_its_packs_again_alone(few: Recipes, tmp_path: Path) -> None:
     train(load_recipe(few("one", sequence={"max_length": 200, "max_tokens": 400})))
     recipe = few("split", sequence={"max_length": 200, "max_tokens": 400, "on_oom": "split"})
-    done = launch(recipe, 2, broken="out_of_memory=220")
+    done = in_processes(2, "out_of_memory=220", "train", recipe, module="support.patched")
     assert done.returncode == 0, done.stderr
     trained = [[line for line in lines(tmp_path / name) if "loss" in line] for name in ("one", "split")]
     pairs = [(a[k], b[k]) for a, b in zip(*trained, strict=True) for k in ("loss", "grad_norm")]
@@ -148,11 +153,15 @@ def test_a_process_that_fails_ends_all_with_its_reason(few: Recipes, launch: Lau
 
 
 @pytest.mark.distributed
-def test_a_signal_to_one_process_stops_all_after_the_same_step(few: Recipes, launch: Launch, tmp_path: Path) -> None:
-    done = launch(few("run"), 2, broken="signalled=2")
-    assert "exitcode  : 143" in done.stderr
-    assert "stopped by SIGTERM after step 2; continue with --resume" in done.stderr
-    assert good_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-2"
+def test_a_signal_to_one_process_is_for_all_after_the_same_step(few: Recipes, tmp_path: Path) -> None:
+    """One that asks for a checkpoint, after which the run goes on, and one that ends it."""
+    recipe = few("run", training={"checkpoint_signal": "USR2"})
+    done = in_processes(2, "asked=1", "train", recipe, module="support.patched")
+    assert done.returncode == 143, done.stderr
+    assert done.stderr.count("checkpoint-2, as asked for") == 1
+    assert "stopped by SIGTERM after step 3; continue with --resume" in done.stderr
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+    assert good_checkpoint(tmp_path / "run")[0] == tmp_path / "run" / "checkpoint-3"
 
 
 @pytest.mark.distributed

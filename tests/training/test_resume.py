@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.paths import ROOT
+from support.processes import in_processes
+from support.recipes import quickstart_recipe
 from support.rows import conversation_row
 from support.runs import damage_of, good_checkpoint, sign_again
 
@@ -56,9 +56,16 @@ def go(write_recipe: Recipes, tmp_path: Path) -> Callable[..., tuple[Path, RunSt
 Go = Callable[..., tuple[Path, RunState]]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps that tests copy or only read."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(load_recipe(quickstart_recipe(folder, training={"save_steps": 2, "gradient_checkpointing": False})))
+    return folder / "run"
+
+
 def kill(*arguments: object, script: str = "kill_test.py") -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = in_processes(1, *arguments, module=str(ROOT / "scripts" / script), timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -203,8 +210,10 @@ def remove_manifest(folder: Path) -> None:
         (remove_manifest, "no readable manifest.json"),
     ],
 )
-def test_a_damaged_checkpoint_is_seen(go: Go, damage: Callable[[Path], None], words: str) -> None:
-    folder, _ = go("run", 2)
+def test_a_damaged_checkpoint_is_seen(
+    trained: Path, tmp_path: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run")
     assert damage_of(folder / "checkpoint-2") is None
     damage(folder / "checkpoint-2")
     assert words in str(damage_of(folder / "checkpoint-2"))
@@ -288,17 +297,15 @@ def test_an_adapter_can_be_the_start_of_a_new_run(go: Go) -> None:
         ({"modules_to_save": ["lm_head"]}, "does not adapt"),
     ],
 )
-def test_an_adapter_that_does_not_fit_is_refused(go: Go, lora: dict[str, Any], words: str) -> None:
-    first, _ = go("first", 1)
+def test_an_adapter_that_does_not_fit_is_refused(trained: Path, go: Go, lora: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=r"lora\.init_from: ") as error:
-        go("second", 1, lora={"init_from": str(first), **lora})
+        go("second", 1, lora={"init_from": str(trained), **lora})
     assert words in str(error.value)
 
 
-def test_an_adapter_of_another_model_is_refused(go: Go, models: Callable[..., Path]) -> None:
-    first, _ = go("first", 1)
+def test_an_adapter_of_another_model_is_refused(trained: Path, go: Go, models: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match=r"is an adapter of .*base, and model\.name_or_path is"):
-        go("second", 1, lora={"init_from": str(first)}, model={"name_or_path": str(models("llama"))})
+        go("second", 1, lora={"init_from": str(trained)}, model={"name_or_path": str(models("llama"))})
 
 
 def test_a_folder_without_an_adapter_is_refused(go: Go, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mtr.attention.layers import common_value
 from mtr.attention.model_parts import text_config
 from mtr.errors import UserError, described
 from mtr.model.auto_class import auto_class
@@ -36,7 +37,7 @@ def check_config(config: Any) -> None:
     if getattr(config, "use_bidirectional_attention", None) in (True, "all"):
         raise ValueError("use_bidirectional_attention: tokens see those after them, so none is predicted")
     for key in _POSITIVE:
-        value = getattr(config, key, None)
+        value = common_value(config, key)
         if isinstance(value, (str, float)):
             raise ValueError(f"{key} is {value!r}, and has to be an integer")
         if isinstance(value, int) and value <= 0:
@@ -52,8 +53,8 @@ def check_config(config: Any) -> None:
 
 
 def _integer(config: Any, key: str) -> int | None:
-    """None where there is none, or one for each layer."""
-    value = getattr(config, key, None)
+    """None where there is none, or a list of one for each layer."""
+    value = common_value(config, key)
     return value if isinstance(value, int) else None
 
 
@@ -156,7 +157,7 @@ def check_length(config: Any, max_length: int) -> str | None:
         UserError: positions are learned, one by one, so there are none beyond.
     """
     text = text_config(config)
-    limit = _positions(text)
+    limit = positions(text)
     if limit is None or max_length <= limit:
         return None
     if not _has_rope(text):
@@ -173,7 +174,7 @@ def _has_rope(config: Any) -> bool:
     return any(getattr(config, key, None) is not None for key in ("rope_parameters", "rope_scaling", "rope_theta"))
 
 
-def _positions(config: Any) -> int | None:
+def positions(config: Any) -> int | None:
     """How many positions the model was made for: max_position_embeddings, or more by the scaling of its RoPE."""
     limit = _integer(config, "max_position_embeddings")
     if limit is None:

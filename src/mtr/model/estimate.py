@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mtr.attention.model_parts import idle_parts, text_config
+from mtr.attention.model_parts import idle_parts, outer_parameters, text_config
 from mtr.model.checkpointing import checkpoint_activations
 from mtr.model.layer_kinds import kinds_of_layers
 from mtr.model.shrink import keep_layers
@@ -148,7 +148,8 @@ class Estimator:
         return TrainingState(part("gradients"), part("optimizer"), part("update"))
 
     def _state(self, kept: Layers) -> TrainingState:
-        return training_state(self._model(kept)[0].parameters(), self.optim, self.on_cuda)
+        model = self._model(kept)[0]
+        return training_state(model.parameters(), self.optim, self.on_cuda, *outer_parameters(model))
 
     def gathered(self) -> int:
         """Bytes that fsdp2 gathers at a time: all that is outside of the layers and two layers, and their gradients."""

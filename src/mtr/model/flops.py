@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtr.attention.layers import head_shapes, layer_spans
+from mtr.attention.layers import common_value, head_shapes, layer_spans
 from mtr.attention.model_parts import base_model, decoder, output_embeddings, text_config
 from mtr.model.layer_kinds import attends, layer_kinds, recurs
 from mtr.model.recurrent_flops import recurrence_flops
@@ -210,9 +210,9 @@ def cost_of(config: Any, trained_whole: bool) -> Cost:
     Args:
         trained_whole: full fine-tuning; matmuls with frozen weights cost two thirds of it, attention does not.
     """
-    width, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 0
-    size = getattr(config, "head_dim", None) or width // max(heads, 1)
-    groups = getattr(config, "num_key_value_heads", None) or heads
+    width, heads = config.hidden_size, common_value(config, "num_attention_heads") or 0
+    size = common_value(config, "head_dim") or width // max(heads, 1)
+    groups = common_value(config, "num_key_value_heads") or heads
     inner = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None) or 4 * width
     active = getattr(config, "num_experts_per_tok", None) or 1
     layer = 2 * width * size * (heads + groups) + 3 * width * inner * active

@@ -12,6 +12,7 @@ import torch
 from mtr.attention.choice import choose_backends
 from mtr.attention.model_parts import freeze_idle, text_config
 from mtr.errors import UserError, one_line
+from mtr.model.adapter_start import make_up_for_quantization
 from mtr.model.auto_class import auto_class
 from mtr.model.config import check_config, check_size
 from mtr.model.lora import add_lora, check_kept
@@ -20,7 +21,7 @@ from mtr.model.quantization import four_bits, unquantised
 from mtr.model.weights import stored_tensors, weight_files
 from mtr.recipe.model_config import read_config
 from mtr.recipe.paths import check_model_folder
-from mtr.recipe.sections import Recipe
+from mtr.recipe.sections import LoraSection, Recipe
 
 log = logging.getLogger("mtr")
 
@@ -97,6 +98,7 @@ def load_model(
     quantise: bool = False,
     random_weights: bool = False,
     placement: torch.device | None = None,
+    checkpoint: Path | None = None,
 ) -> Any:
     """The causal LM with LoRA (or all weights trainable), on `device`, its own dropout switched off.
 
@@ -107,6 +109,7 @@ def load_model(
         random_weights: initialize from the config alone. To measure speed, not to train.
         placement: where its tensors are put in place of `device`; on "meta" they have no values, and only the headers
             of the weight files are read.
+        checkpoint: of the run that goes on, where adapters start from a part of the weights.
 
     Raises:
         UserError: the model cannot be loaded, or lacks modules that the recipe names.
@@ -132,10 +135,18 @@ def load_model(
         model.set_experts_implementation("eager")  # the grouped kernels have no float64
     freeze_idle(model)
     if recipe.lora is not None:
-        model = add_lora(model, recipe.lora, recipe.training.seed)
+        model = add_lora(model, _start(recipe.lora, random_weights), recipe.training.seed, checkpoint)
+        if recipe.lora.init_lora_weights == "loftq" and getattr(model, "is_loaded_in_4bit", False):
+            files = weight_files(recipe.model.name_or_path, recipe.model.revision)
+            make_up_for_quantization(model, stored_tensors(files))
     elif model.dtype == torch.float16:
         raise UserError("model.dtype: full fine-tuning in float16 is not supported; use bfloat16 or float32, or lora")
     return model
+
+
+def _start(lora: LoraSection, random_weights: bool) -> LoraSection:
+    """Random weights have no directions to start from that would be worth the time to find them."""
+    return lora.model_copy(update={"init_lora_weights": True}) if random_weights else lora
 
 
 def _pretrained_model(

@@ -21,10 +21,19 @@ from mtr.recipe.sections import LoraSection
 log = logging.getLogger("mtr")
 
 
-def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
-    from peft import LoraConfig, get_peft_model
+def add_lora(model: Any, lora: LoraSection, seed: int, checkpoint: Path | None = None) -> Any:
+    """The model with adapters, which alone are trained.
+
+    Args:
+        checkpoint: of the run that goes on, where the adapters start from a part of the weights.
+
+    Raises:
+        UserError: the model has no such adapters.
+    """
+    from peft import get_peft_model
 
     from mtr.model.adapter_layers import compute_in_model_dtype
+    from mtr.model.adapter_start import take_from_base
 
     _check_rank(model, lora)
     torch.manual_seed(seed)
@@ -37,20 +46,7 @@ def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
     left_out = _left_out(model) if lora.target_modules == "all-linear" else []
     if left_out:
         log.warning("lora.target_modules: all-linear leaves out %s, which no adapter can train here", left_out)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        exclude_modules=_excluded(left_out, idle),
-        target_parameters=lora.target_parameters,
-        modules_to_save=lora.modules_to_save,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
-        rank_pattern=dict(lora.rank_pattern),
-        alpha_pattern=dict(lora.alpha_pattern),
-    )
+    config = _config(lora, _excluded(left_out, idle))
     try:
         with warnings.catch_warnings():  # PEFT's own patterns for fused experts, which all-linear leaves alone
             warnings.filterwarnings(
@@ -67,12 +63,35 @@ def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
         )
     if idle:
         _name_adapted(adapted.active_peft_config, adapted)
+    if lora.takes_from_base:
+        take_from_base(adapted, str(lora.init_lora_weights), checkpoint)
     if lora.init_from:
         _load_adapter(adapted, Path(lora.init_from))
     freeze_idle(adapted)
     compute_in_model_dtype(adapted)
     keep_adapters_in_use(adapted)
     return adapted
+
+
+def _config(lora: LoraSection, excluded: str | list[str] | None) -> Any:
+    """PEFT's config; a start from the weights is made afterwards."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        exclude_modules=excluded,
+        target_parameters=lora.target_parameters,
+        modules_to_save=lora.modules_to_save,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
+        init_lora_weights=lora.init_lora_weights if lora.init_lora_weights in ("gaussian", "orthogonal") else True,
+    )
 
 
 def _check_names(model: Any, lora: LoraSection, idle: Collection[str]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mtr.attention.model_parts import base_model, text_config
+from mtr.attention.model_parts import base_model, outer_parameters, text_config
 from mtr.errors import UserError
 from mtr.model.device import available_memory, peak_memory, reset_peak_memory
 from mtr.model.training_state import SHARE, training_state
@@ -71,7 +71,8 @@ class Probe:
             UserError: an update does not fit.
         """
         reset_peak_memory(self.device)
-        state = training_state(self.tree_model.parameters(), self.optim, self.device.type == "cuda")
+        model, on_cuda = self.tree_model.model, self.device.type == "cuda"
+        state = training_state(model.parameters(), self.optim, on_cuda, *outer_parameters(model))
         available = available_memory(self.device)
         if available < state.kept + state.update:
             raise UserError(

@@ -7,7 +7,7 @@
     log, progress, tracking, exact_match                               what it reports
     processes, parallel, launch, signals, faults                       several processes, and what can go wrong
     optim, fitting                                                     optimizer and learning rate; what fits in memory
-    merge, model_card, hub                                             what others get
+    merge, model_card, serving, hub                                    what others get
 
 Imports: store, model, recurrence, attention, prepare, tree, chat, data, recipe, files, console, errors.
 """

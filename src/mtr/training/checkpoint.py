@@ -19,7 +19,9 @@ Tensors are stored unsharded, so a run may be resumed with another number of pro
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mtr.errors import UserError, one_line
 from mtr.files import write_json
+from mtr.model.adapter_start import PREFIX as INITIAL
+from mtr.model.adapter_start import as_plain_adapter, initial_adapter, twice_the_rank
 from mtr.store.checkpoints import partial_of, place, remove_partial, rotate, sync
 from mtr.store.manifest import write_manifest
+from mtr.training.averaging import averaged_weights
 from mtr.training.environment import Identity
 from mtr.training.tokenizer_files import save_tokenizer
+
+TRAINED, AVERAGE = "parameter.", "average."
+"""How names in training_state.safetensors begin: weights that are trained, and their averages where those are the
+result."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ class Content:
     """Trainable parameters by name."""
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
+    result: dict[str, Tensor] = field(default_factory=dict)
+    """What goes into the adapter or model in place of weights: the averages of a schedule-free optimizer."""
     others: dict[str, Tensor] = field(default_factory=dict)
     """What a sharded model has besides, if it is saved whole: frozen parameters and buffers by name."""
 
@@ -55,21 +66,34 @@ class Content:
         return self.others | self.weights
 
 
-def gather(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any, keep: bool = True) -> Content:
+def gather(
+    model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any, keep: bool = True, averages: bool = True
+) -> Content:
     """A collective call: sharded tensors are gathered.
 
     Args:
         keep: true on the main process; the others take part and keep nothing.
+        averages: false where the model has the weights of the result already.
     """
     besides = _others(model)  # first: it shards again what an evaluation has left gathered
     weights = {name: _whole(p, keep) for name, p in model.named_parameters() if p.requires_grad}
     state = optimizer.state_dict()
-    entries = {
-        index: {key: _whole(value, keep) if isinstance(value, Tensor) else value for key, value in entry.items()}
-        for index, entry in state["state"].items()
-    }
+    whole = {"state": _all_whole(state["state"], keep), "param_groups": state["param_groups"]}
     others = {name: _whole(tensor, keep) for name, tensor in besides if name not in weights}
-    return Content(weights, {"state": entries, "param_groups": state["param_groups"]}, schedule.state_dict(), others)
+    result = {}
+    if keep and averages:
+        with averaged_weights(optimizer) as are_others:
+            named = model.named_parameters() if are_others else ()
+            result = {name: p.detach().clone() for name, p in named if p.requires_grad}
+    return Content(weights, whole, schedule.state_dict(), result, others)
+
+
+def _all_whole(state: dict[Any, Any], keep: bool) -> dict[Any, Any]:
+    return {
+        key: _whole(value, keep) if isinstance(value, Tensor) else _all_whole(value, keep)
+        for key, value in state.items()
+        if isinstance(value, (Tensor, dict))
+    } | {key: value for key, value in state.items() if not isinstance(value, (Tensor, dict))}
 
 
 def _others(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -80,19 +104,38 @@ def _others(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *((name, tensor) for name, tensor in model.named_buffers() if name in saved)]
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+def save_model(model: Any, tokenizer: Any, folder: Path, content: Content | None = None) -> None:
     """The adapter (or the whole model) with its tokenizer and the original chat template.
 
     Args:
-        weights: what is saved, by name, where the model holds only shards of it.
+        content: what is saved where the model holds only shards of it, or other weights; None: what the model holds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     given: dict[str, Any] = {}
-    if weights is not None and any(isinstance(p, DTensor) for p in model.parameters()):
-        given["state_dict"] = weights
-    model.save_pretrained(str(folder), **given)
+    config: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if content is not None and any(isinstance(p, DTensor) for p in model.parameters()):
+        given["state_dict"] = content.saved
+    if initial := initial_adapter(model):
+        weights = given.get("state_dict") or dict(model.named_parameters()) | (content.result if content else {})
+        given["state_dict"] = as_plain_adapter(weights, initial)
+        config = twice_the_rank(model.active_peft_config)
+    with config, _holding(model, content.result if content else {}):
+        model.save_pretrained(str(folder), **given)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's, with the path of the base model
     save_tokenizer(tokenizer, folder)
+
+
+@contextlib.contextmanager
+def _holding(model: Any, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Within it, the model has these weights, whatever saves it."""
+    kept = [(p, p.data, weights[name]) for name, p in model.named_parameters() if name in weights]
+    try:
+        for parameter, _, value in kept:
+            parameter.data = value
+        yield
+    finally:
+        for parameter, value, _ in kept:
+            parameter.data = value
 
 
 def save_checkpoint(
@@ -115,10 +158,12 @@ def save_checkpoint(
     final = output_dir / f"checkpoint-{step}"
     remove_partial(output_dir)
     partial = partial_of(output_dir, final.name)
-    save_model(model, tokenizer, partial, content.saved)
+    save_model(model, tokenizer, partial, content)
     tensors, plain = _split_tensors(content.optimizer)
-    weights = {f"parameter.{name}": tensor.detach().contiguous() for name, tensor in content.weights.items()}
-    save_file({**tensors, **_unshared(weights)}, str(partial / "training_state.safetensors"))
+    kinds = {TRAINED: content.weights, AVERAGE: content.result, INITIAL: initial_adapter(model)}
+    for kind, weights in kinds.items():
+        tensors |= {kind + name: tensor.detach().contiguous() for name, tensor in weights.items()}
+    save_file(_unshared(tensors), str(partial / "training_state.safetensors"))
     whole = {**state, "step": step, "optimizer": plain, "schedule": content.schedule}
     (partial / "training_state.json").write_text(json.dumps(whole))
     write_json(partial / "environment.json", identity.environment)
@@ -163,15 +208,29 @@ def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
     return state
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Load the trained parameters of a checkpoint into the model.
+def load_result(folder: Path, model: nn.Module) -> None:
+    """Load what a checkpoint has as its adapter or model.
 
     Raises:
         UserError: the checkpoint does not fit the model.
     """
-    parameters = {f"parameter.{name}": p for name, p in model.named_parameters() if p.requires_grad}
     with safe_open(str(folder / "training_state.safetensors"), framework="pt") as file:
-        saved = {name for name in file.keys() if name.startswith("parameter.")}  # noqa: SIM118  (not a dict)
+        has_averages = any(name.startswith(AVERAGE) for name in file.keys())  # noqa: SIM118  (not a dict)
+    load_weights(folder, model, AVERAGE if has_averages else TRAINED)
+
+
+def load_weights(folder: Path, model: nn.Module, kind: str = TRAINED) -> None:
+    """Load the trained parameters of a checkpoint into the model.
+
+    Args:
+        kind: how the names of the tensors begin.
+
+    Raises:
+        UserError: the checkpoint does not fit the model.
+    """
+    parameters = {kind + name: p for name, p in model.named_parameters() if p.requires_grad}
+    with safe_open(str(folder / "training_state.safetensors"), framework="pt") as file:
+        saved = {name for name in file.keys() if name.startswith(kind)}  # noqa: SIM118  (not a dict)
         if set(parameters) != saved:
             strange = ", ".join(sorted(set(parameters) ^ saved)[:3])
             raise UserError(f"{folder}: does not fit the model (for example {strange}); is it another recipe's?")
@@ -200,10 +259,10 @@ def _sharded_like(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def _split_tensors(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state dict as tensors by name, and the rest as JSON."""
+    """An optimizer's state dict as tensors by name, and the rest as JSON. What is in a dict has names with `/`."""
     tensors, plain = {}, {}
     for index, entries in state["state"].items():
-        for key, value in entries.items():
+        for key, value in _flat(entries):
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{key}"] = value.detach().contiguous()
             else:
@@ -211,11 +270,23 @@ def _split_tensors(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, {"state": plain, "param_groups": state["param_groups"]}
 
 
+def _flat(entries: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in entries.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value
+
+
 def _join_tensors(tensors: dict[str, Tensor], saved: dict[str, Any]) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **saved["state"]}.items():
-        _, index, key = name.split(".", 2)
-        state.setdefault(int(index), {})[key] = value
+        _, index, path = name.split(".", 2)
+        *outer, key = path.split("/")
+        entries: dict[str, Any] = state.setdefault(int(index), {})
+        for part in outer:
+            entries = entries.setdefault(part, {})
+        entries[key] = value
     return {"state": state, "param_groups": saved["param_groups"]}
 
 

@@ -19,6 +19,7 @@ from mtr.model.device import peak_memory
 from mtr.prepare.counts import Counts
 from mtr.prepare.steps import IndexedSteps
 from mtr.recipe.sections import TrainingSection
+from mtr.training.averaging import averaged_weights
 from mtr.training.learner import Learner
 from mtr.training.log import RunLog
 from mtr.training.metrics import throughput
@@ -114,7 +115,8 @@ class Evaluation:
         """The loss on `data.eval`; given up when a signal comes, and done when the run is resumed."""
         began = time.perf_counter()
         accelerator = self._learner.accelerator
-        result = evaluate(self._learner.tree_model, self._sources, self._idle, accelerator, self._stopping.agree)
+        with averaged_weights(self._learner.raw_optimizer):
+            result = evaluate(self._learner.tree_model, self._sources, self._idle, accelerator, self._stopping.agree)
         if result is None:
             return
         self._keep(result)

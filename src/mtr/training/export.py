@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mtr.chat.rendering import Renderer
 from mtr.errors import SaveError
 from mtr.recipe.processor import copy_processor
 from mtr.recipe.sections import Recipe
@@ -15,15 +16,19 @@ from mtr.training.learner import Learner
 from mtr.training.log import RunLog
 from mtr.training.model_card import write_model_card
 from mtr.training.saving import Saving
+from mtr.training.serving import serving_section
 from mtr.training.state import RunState
 
 
 class Export:
     """The last act of a run."""
 
-    def __init__(self, recipe: Recipe, learner: Learner, state: RunState, saving: Saving, log: RunLog) -> None:
+    def __init__(
+        self, recipe: Recipe, renderer: Renderer, learner: Learner, state: RunState, saving: Saving, log: RunLog
+    ) -> None:
         self._output_dir = state.output_dir
         self._recipe = recipe
+        self._renderer = renderer
         self._learner = learner
         self._state = state
         self._saving = saving
@@ -58,10 +63,12 @@ class Export:
 
     def _write(self, content: checkpoint.Content) -> None:
         def write(folder: Path) -> None:
-            checkpoint.save_model(self._learner.model, self._learner.tokenizer, folder, content.saved)
+            checkpoint.save_model(self._learner.model, self._learner.tokenizer, folder, content)
             if self._recipe.lora is None:
                 copy_processor(self._recipe.model.name_or_path, self._recipe.model.revision, folder)
-            write_model_card(folder, self._output_dir.absolute().name, self._recipe, self._state)
+            name, model = self._output_dir.absolute().name, self._learner.model
+            serving = serving_section(folder, name, self._recipe, self._renderer, model)
+            write_model_card(folder, name, self._recipe, self._state, serving)
 
         try:
             kept = publish(self._output_dir, write)

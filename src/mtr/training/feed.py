@@ -52,11 +52,11 @@ class Feed:
             except UserError as error:
                 problem = error
         self.wait = time.perf_counter() - self.asked
-        code = highest(self._accelerator, _FAILED if problem else self._stopping.signals.received or 0)
+        code = highest(self._accelerator, _FAILED if problem else self._stopping.code)
         if code == _FAILED:
             problems = gather_values(self._accelerator, problem and (type(problem).__name__, str(problem)))
             raise problem or WorkerError(next(text for found in problems if found for text in found[1:]))
-        self._stopping.signal = code or None
+        self._stopping.agree_on(code)
         if self._stopping.is_agreed:
             return None
         torch.manual_seed(step_seed(self._seed, self._state.steps, self._accelerator.process_index))

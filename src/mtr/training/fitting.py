@@ -129,7 +129,7 @@ def estimator_of(
         model = auto_class(small).from_config(small, trust_remote_code=recipe.model.trust_remote_code, dtype=dtype)
         freeze_idle(model)
         if recipe.lora is not None:
-            model = add_lora(model, recipe.lora.model_copy(update={"init_from": None}), 0)
+            model = add_lora(model, recipe.lora.model_copy(update={"init_from": None, "init_lora_weights": True}), 0)
         lay_out(model, recipe)
         return model
 

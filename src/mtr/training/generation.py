@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from mtr.attention.interface import with_own_attention
+from mtr.chat.reading import as_message
 from mtr.chat.rendering import Renderer
 from mtr.data.conversation import Conversation
 from mtr.files import replace_file, write_json
-from mtr.model.compiled import uncompiled
+from mtr.model.completions import complete
 from mtr.recipe.sections import Recipe
 from mtr.training.exact_match import GeneratedTurn, exact_match
 from mtr.training.learner import Learner
@@ -64,12 +65,24 @@ def generate_turns(
                 own = renderer.expected(conversation.messages[index])
                 turn = conversation.turns.index(index)
                 answer = _answer(conversation) if index == conversation.turns[-1] else None
-                generated.append(GeneratedTurn(conversation.where, turn, thinking, response, own.response, answer))
-                histories[number].append(
-                    {"role": "assistant", "content": response} | ({"reasoning_content": thinking} if thinking else {})
+                asked_for = _asked(conversation, index)
+                generated.append(
+                    GeneratedTurn(conversation.where, turn, thinking, response, own.response, answer, asked_for)
                 )
+                histories[number].append(as_message(thinking, response))
     model.train(was_training)
     return generated
+
+
+def _asked(conversation: Conversation, index: int) -> str:
+    """What was said since the assistant's last message before `index`, system prompts left out."""
+    said: list[str] = []
+    for message in reversed(conversation.messages[:index]):
+        if message.role == "assistant":
+            break
+        if message.role != "system":
+            said.insert(0, message.content)
+    return "\n\n".join(said)
 
 
 def _answer(conversation: Conversation) -> str | None:
@@ -78,29 +91,8 @@ def _answer(conversation: Conversation) -> str | None:
 
 
 def _generate(model: Any, renderer: Renderer, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-    """Token ids after each prompt, without the stop token; prompts are padded on the left."""
-    longest, pad = max(map(len, prompts)), min(renderer.pad_id, model.get_input_embeddings().num_embeddings - 1)
-    device = next(model.parameters()).device
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    with uncompiled():
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            use_cache=True,
-            eos_token_id=renderer.stop_ids,
-            pad_token_id=pad,
-        )
-    completions = []
-    for row in out[:, longest:].tolist():
-        end = next((i for i, token in enumerate(row) if token in renderer.stop_ids), len(row))
-        completions.append(row[:end])
-    return completions
+    """Token ids after each prompt, without the stop token."""
+    return complete(model, prompts, max_new_tokens, renderer.stop_ids, renderer.pad_id)
 
 
 def write_generations(output_dir: Path, step: int, generated: list[GeneratedTurn]) -> None:
@@ -147,7 +139,8 @@ class Generation:
         """Given up when a signal comes; done again when the run is resumed."""
         if self._goal.is_reached(self._state):
             self._saving.load_best()
-        shares = self._generate_shares()
+        with self._saving.result():
+            shares = self._generate_shares()
         if self._stopping.agree():
             return
         order = {conversation.where: i for i, conversation in enumerate(self._held_out)}

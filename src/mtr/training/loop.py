@@ -51,7 +51,7 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, accept_
     """
     how = Start(resume, accept_changes, overwrite)
     output_dir = Path(recipe.training.output_dir)
-    with explained(), StopSignals(recipe.training.preempt_signal) as signals, RunLock(output_dir) as lock:
+    with explained(), _signals(recipe) as signals, RunLock(output_dir) as lock:
         run = set_up(recipe, how, signals, lock)
         with run.log.display:
             try:
@@ -62,6 +62,10 @@ def train(recipe: Recipe, resume: bool = False, overwrite: bool = False, accept_
     leave(run.learner.accelerator, run.learner.tree_model)
     run.export.upload()
     return run.state
+
+
+def _signals(recipe: Recipe) -> StopSignals:
+    return StopSignals(recipe.training.preempt_signal, recipe.training.checkpoint_signal)
 
 
 def _loop(run: Run) -> None:

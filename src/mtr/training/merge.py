@@ -12,14 +12,16 @@ from torch import Tensor
 
 from mtr.attention.model_parts import output_embeddings, text_config
 from mtr.errors import UserError, described, one_line
+from mtr.model.adapted import load_adapter, load_weights
 from mtr.recipe.existence import check_run
-from mtr.recipe.hub import Named, find
+from mtr.recipe.hub import Named
 from mtr.recipe.loading import load_saved_recipe
 from mtr.recipe.processor import copy_processor
 from mtr.recipe.sections import Recipe
 from mtr.store.new_folder import check_free, new_folder
 from mtr.training.model_card import front_matter, without_folders
 from mtr.training.provenance import check_base
+from mtr.training.serving import for_merged
 
 TOLERANCE = 1e-3
 """Largest difference of a logit in float32, as a share of the largest logit: sums are taken in another order."""
@@ -58,7 +60,7 @@ def _merge_into(
     check_base(run, str(config["base_model_name_or_path"]), _revision(config, recipe))
     saved_dtype = _dtype(dtype, stored)
     ids = _sample(base)
-    adapted = _load_adapter(run, base)
+    adapted = load_adapter(run, base)
     wanted = _logits(adapted, ids)
     _untie(base, adapted, config)
     try:
@@ -98,61 +100,10 @@ def _load_tokenizer(run: Path) -> Any:
 
 def _load_base(run: Path, adapter_config: dict[str, Any], recipe: Recipe | None) -> tuple[Any, Any]:
     """The base model in float32, and its config as stored. What the adapter keeps whole, the base may lack."""
-    from transformers import AutoConfig
-
-    from mtr.model.lora import check_kept
-    from mtr.model.pretrained import Allowed, load_pretrained
-    from mtr.model.quantization import unquantised
-
-    name, trust = str(adapter_config["base_model_name_or_path"]), _trusts_remote_code(recipe)
-    revision = _revision(adapter_config, recipe)
-    find([Named(f"{run}: the base model cannot be loaded", name, revision)])
-    problem = f"{run}: the base model cannot be loaded from"
-    allowed = Allowed(tuple(recipe.model.allow_missing), tuple(recipe.model.allow_unexpected)) if recipe else Allowed()
-    try:
-        stored = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
-    except Exception as error:  # whatever a library raises on a file that it did not expect
-        raise UserError(f"{problem} {name}: {described(error)}") from None
-    options = {"dtype": torch.float32, "trust_remote_code": trust, **unquantised(stored)}
-    try:
-        base, fresh = load_pretrained(name, revision, stored, allowed, **options)
-    except UserError as error:
-        raise UserError(f"{problem} {error}") from None
-    check_kept(fresh, adapter_config.get("modules_to_save") or [])
-    return base, stored
-
-
-def _load_adapter(run: Path, base: Any) -> Any:
-    """On the base model; PEFT itself passes over tensors that are missing or belong nowhere."""
-    from peft import PeftModel
-
-    from mtr.model.lora import adapter_misfit, read_adapter
-
-    try:
-        config, weights = read_adapter(run)
-        _check_ranks(config, weights)
-        adapted = PeftModel.from_pretrained(base, str(run)).eval()
-    except UserError as error:
-        raise UserError(f"{run}: the adapter cannot be loaded: it {error}") from None
-    except Exception as error:  # whatever a library raises on a file that it did not expect
-        raise UserError(f"{run}: the adapter cannot be loaded: {described(error)}") from None
-    if misfit := adapter_misfit(adapted, weights):
-        raise UserError(
-            f"{run}: the adapter is not that of its adapter_config.json: it {misfit}; take both from one checkpoint"
-        )
-    return adapted
-
-
-def _check_ranks(config: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Before PEFT makes room for them.
-
-    Raises:
-        UserError: a rank is larger than any side of the adapter's tensors.
-    """
-    largest = max((side for tensor in weights.values() for side in tensor.shape), default=0)
-    for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()):
-        if not isinstance(rank, int) or rank > largest:
-            raise UserError(f"has rank {rank!r} in adapter_config.json, and no tensor of that size")
+    problem = f"{run}: the base model cannot be loaded"
+    named = Named(problem, str(adapter_config["base_model_name_or_path"]), _revision(adapter_config, recipe))
+    kept = adapter_config.get("modules_to_save") or []
+    return load_weights(named, f"{problem} from", recipe.model if recipe else None, kept, dtype=torch.float32)
 
 
 def _load_again(folder: Path, dtype: torch.dtype, recipe: Recipe | None, problem: str) -> Any:
@@ -270,7 +221,7 @@ def _merged_card(run: Path, config: dict[str, Any], recipe: Recipe | None) -> st
         text = own.read_text(encoding="utf-8", errors="replace").replace(
             "library_name: peft", "library_name: transformers"
         )
-        return text.replace("A LoRA adapter of", "A model merged from a LoRA adapter and", 1)
+        return for_merged(text.replace("A LoRA adapter of", "A model merged from a LoRA adapter and", 1))
     card = [
         *front_matter(base, "transformers"),
         f"# {run.absolute().name}",

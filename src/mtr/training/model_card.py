@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from mtr.training.state import RunState
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 
 
-def write_model_card(folder: Path, name: str, recipe: Recipe, state: RunState) -> None:
+def write_model_card(folder: Path, name: str, recipe: Recipe, state: RunState, serving: Sequence[str] = ()) -> None:
     """README.md: what it was made from, with what, and how well it went. No path of the machine is in it.
 
     Args:
         name: of the run, its title.
+        serving: lines on how to serve it.
     """
     each = "conversation" if recipe.sequence.strategy == "single_pass" else "turn"
     base, what = without_folders(recipe.model.name_or_path), "LoRA adapter" if recipe.lora else "model"
@@ -53,6 +55,7 @@ def write_model_card(folder: Path, name: str, recipe: Recipe, state: RunState) -
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in rows),
         "",
+        *serving,
         "## Recipe",
         "",
         "```yaml",

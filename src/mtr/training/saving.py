@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from accelerate.utils import broadcast_object_list
 
 from mtr.errors import SaveError, UserError
@@ -10,23 +13,33 @@ from mtr.store.checkpoints import newest, remove_partial
 from mtr.store.manifest import find_damage
 from mtr.store.problems import is_write_error, save_problem
 from mtr.training import checkpoint
+from mtr.training.averaging import averaged_weights
 from mtr.training.environment import Identity
 from mtr.training.learner import Learner
 from mtr.training.log import RunLog
 from mtr.training.state import RunState, is_due
+from mtr.training.stopping import Stopping
 
 
 class Saving:
-    """Saves every `save_steps` steps, the best evaluation where it is exported, and when a run ends early."""
+    """Saves every `save_steps` steps, when it is asked to, the best evaluation where it is exported, and when a run
+    ends early."""
 
     def __init__(
-        self, training: TrainingSection, identity: Identity, learner: Learner, state: RunState, log: RunLog
+        self,
+        training: TrainingSection,
+        identity: Identity,
+        learner: Learner,
+        state: RunState,
+        stopping: Stopping,
+        log: RunLog,
     ) -> None:
         self._output_dir = state.output_dir
         self._training = training
         self._identity = identity
         self._learner = learner
         self._state = state
+        self._stopping = stopping
         self._log = log
         self._saved_at = state.steps
         self._is_best_loaded = False
@@ -34,7 +47,8 @@ class Saving:
     def is_due(self) -> bool:
         steps, training = self._state.steps, self._training
         is_best = training.load_best_at_end and self._state.best_step == steps
-        return self._saved_at < steps and (is_due(steps, training.save_steps) or is_best)
+        asked = self._stopping.is_save_agreed
+        return self._saved_at < steps and (is_due(steps, training.save_steps) or is_best or asked)
 
     def save(self) -> None:
         """Write a checkpoint, or report why there is none.
@@ -49,6 +63,9 @@ class Saving:
         if accelerator.num_processes > 1:
             (problem,) = broadcast_object_list([problem])
         self._saved_at = self._state.steps
+        asked = self._stopping.saved()
+        if asked and not problem:
+            self._log.note("checkpoint", f"checkpoint-{self._state.steps}, as asked for")
         if problem:
             self._state.failed_saves += 1
             last = newest(self._output_dir, self._identity.run) if main else None
@@ -63,7 +80,14 @@ class Saving:
         """What a checkpoint holds. All processes call it together; only the main one keeps the tensors."""
         learner = self._learner
         keep = learner.accelerator.is_main_process
-        return checkpoint.gather(learner.model, learner.raw_optimizer, learner.schedule, keep)
+        averages = not self._is_best_loaded
+        return checkpoint.gather(learner.model, learner.raw_optimizer, learner.schedule, keep, averages)
+
+    @contextlib.contextmanager
+    def result(self) -> Iterator[None]:
+        """Within it, the model has the weights that would be exported."""
+        with contextlib.nullcontext() if self._is_best_loaded else averaged_weights(self._learner.raw_optimizer):
+            yield
 
     def _try_to_save(self, content: checkpoint.Content) -> str | None:
         best = self._state.best_step if self._training.load_best_at_end else None
@@ -114,6 +138,6 @@ class Saving:
         if damage := find_damage(folder, state.best_step or 0, self._identity.run):
             self._log.note("warning", f"{folder.name} was the best and cannot be read ({damage}); keeping the last")
             return
-        checkpoint.load_weights(folder, self._learner.model)
+        checkpoint.load_result(folder, self._learner.model)
         self._is_best_loaded = True
         self._log.note("best", f"{folder.name}, eval loss {state.best_eval_loss:.4f}")

@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ from mtr.training.generation import Generation
 from mtr.training.hub import check_push
 from mtr.training.learner import Learner
 from mtr.training.log import RunLog
-from mtr.training.optim import build_optimizer, build_schedule
+from mtr.training.optim import build_optimizer, build_schedule, check_optimizer, describe_optimizer
 from mtr.training.parallel import build_accelerator, distribute, start_processes
 from mtr.training.processes import on_main_process
 from mtr.training.progress import RunDisplay
@@ -161,7 +162,7 @@ def set_up(recipe: Recipe, how: Start, signals: StopSignals, lock: RunLock) -> R
     goal = Goal(_count_steps(recipe, order), recipe.training.early_stopping_patience)
     steps = _prepare_steps(recipe, order, range(folder.start, goal.num_steps))
 
-    tree_model, accelerator = _load_model(recipe, process, compute)
+    tree_model, accelerator = _load_model(recipe, process, compute, folder.resume_from)
     provenance.check_weights(recipe)
     meter = _speed_up(recipe, tree_model.model, accelerator, compute)
     distributed = distribute(tree_model, accelerator, recipe.training.parallel)
@@ -178,11 +179,11 @@ def set_up(recipe: Recipe, how: Start, signals: StopSignals, lock: RunLock) -> R
     identity = Identity(folder.marker.run, _environment(recipe, accelerator, provenance, compute))
     log = _begin(recipe, folder, identity, learner, state, goal)
     _report(log, folder, (*folder.notes, *provenance.notes, *compute.notes), data, learner, compute, fitted)
-    stopping = Stopping(signals, accelerator)
+    stopping = Stopping(signals, accelerator, folder.output_dir)
     rejects = RejectsFile(folder.output_dir / "rejects.jsonl") if accelerator.is_main_process else None
     splitter = _splitter(recipe, data, accelerator)
     feed = Feed(steps, recipe.training.seed, accelerator, stopping, state)
-    saving = Saving(recipe.training, identity, learner, state, log)
+    saving = Saving(recipe.training, identity, learner, state, stopping, log)
     run = Run(
         learner=learner,
         splitter=splitter,
@@ -196,7 +197,7 @@ def set_up(recipe: Recipe, how: Start, signals: StopSignals, lock: RunLock) -> R
         evaluation=Evaluation(recipe.training, eval_steps, splitter.idle, learner, state, goal, stopping, log),
         saving=saving,
         generation=Generation(recipe, held_out, renderer, learner, state, goal, saving, stopping, log),
-        export=Export(recipe, learner, state, saving, log),
+        export=Export(recipe, renderer, learner, state, saving, log),
     )
     signals.can_save = True
     return run
@@ -215,6 +216,7 @@ def _claim(recipe: Recipe, how: Start, process: PartialState, lock: RunLock) -> 
 
 def _choose_compute(recipe: Recipe, process: PartialState, tokenizer: Any) -> tuple[Recipe, Compute]:
     """The recipe with its strategy decided, and how it is computed."""
+    check_optimizer(recipe.training.optim)
     config = load_config(recipe)
     dtype = compute_dtype(recipe, config)
     notes = check_reach(config, tokenizer, recipe.sequence.max_length)
@@ -253,9 +255,11 @@ def _prepare_steps(recipe: Recipe, order: IndexedSteps | StreamedSteps, numbers:
 # --- model ------------------------------------------------------------------------------------------------------------
 
 
-def _load_model(recipe: Recipe, process: PartialState, compute: Compute) -> tuple[TreeModel, Accelerator]:
+def _load_model(
+    recipe: Recipe, process: PartialState, compute: Compute, checkpoint: Path | None
+) -> tuple[TreeModel, Accelerator]:
     where = placement(process, recipe.training.parallel)
-    model = load_model(recipe, process.device, quantise=True, placement=where)
+    model = load_model(recipe, process.device, quantise=True, placement=where, checkpoint=checkpoint)
     lay_out(model, recipe)
     model.train()
     training = recipe.training
@@ -344,6 +348,8 @@ def _report(
         log.note("resumed", folder.resume_from.name)
     rows = data.train.num_rows if isinstance(data.train, Mixture) else None
     log.display.begin(learner.model, adapted_modules(learner.model), compute.backends, learner.accelerator, rows)
+    for note in describe_optimizer(learner.raw_optimizer, data.recipe.training):
+        log.note("optimizer", note)
     for note in fitted:
         log.note("memory", note)
     for note in describe_data(data.train) if learner.accelerator.is_main_process else ():

@@ -1,4 +1,4 @@
-"""Signals that end a run with a checkpoint."""
+"""Signals that end a run with a checkpoint, and those that ask for one and let it go on."""
 
 from __future__ import annotations
 
@@ -13,22 +13,31 @@ from typing import Any, Self
 class StopSignals:
     """SIGTERM, SIGINT and the recipe's preempt_signal: the first one asks the run to stop after its step, a second one
     ends the process at once. Before the first step, when there is nothing to save, the first one ends it as well.
+
+    Those of checkpoint_signal ask for a checkpoint, and nothing ends.
     """
 
-    def __init__(self, more: Sequence[str] = ()) -> None:
+    def __init__(self, more: Sequence[str] = (), saving: Sequence[str] = ()) -> None:
         self.received: int | None = None
+        self.is_save_asked = False
         self.can_save = False
         self._numbers = sorted({signal.SIGTERM, signal.SIGINT, *(signal.Signals[name] for name in more)})
+        self._saving = sorted({signal.Signals[name] for name in saving})
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         for number in self._numbers:
             self._before[number] = signal.signal(number, self._receive)
+        for number in self._saving:
+            self._before[number] = signal.signal(number, self._ask_to_save)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
+        self.is_save_asked = True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
