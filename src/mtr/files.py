@@ -6,13 +6,20 @@ import hashlib
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+_STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls that JSON leaves as they are, marks that reorder text, and halves of surrogate pairs."""
+
 
 def write_json(path: Path | None, value: Any) -> str:
-    """Strict JSON, to a file (indented) or as one line: numbers that are not finite become null."""
+    """Strict JSON, to a file (indented) or as one line: numbers that are not finite become null, and characters that
+    would steer a terminal are escaped.
+    """
     text = json.dumps(_finite(value), indent=None if path is None else 2, ensure_ascii=False, allow_nan=False)
+    text = _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n", encoding="utf-8")
@@ -23,11 +30,15 @@ def replace_file(path: Path, text: str) -> None:
     """Replace a file atomically: readers, and a killed process, leave the old text or the new one."""
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)  # it may be a link
-    with partial.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:  # a full disk
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def checksum(path: Path) -> str:

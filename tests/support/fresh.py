@@ -7,11 +7,12 @@ where it cannot use what it holds.
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import ParamSpec, TypeVar
+
+from support.processes import FORKED
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,8 +21,7 @@ _M_MMAP_THRESHOLD, _M_MMAP_MAX = -3, -4  # of glibc's mallopt
 
 def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What a function of a module returns in a new process; with glibc, its tensors have pages of their own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=_map_tensors) as pool:
+    with ProcessPoolExecutor(1, FORKED, initializer=_map_tensors) as pool:
         return pool.submit(function, *args, **kwargs).result()
 
 

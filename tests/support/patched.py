@@ -34,6 +34,12 @@ def signalled(step: int) -> None:
     _send(signal.SIGTERM, step)
 
 
+def asked(step: int) -> None:
+    """Process 1 gets SIGUSR2 in a step, and SIGTERM in the one after the next."""
+    _send(signal.SIGUSR2, step)
+    _send(signal.SIGTERM, step + 2)
+
+
 def killed(step: int) -> None:
     """Process 1 dies in a step, without a word."""
     _send(signal.SIGKILL, step)
@@ -52,6 +58,6 @@ def _send(number: signal.Signals, step: int) -> None:
 
 if __name__ == "__main__":
     kind, number = sys.argv.pop(1).split("=")
-    {"out_of_memory": out_of_memory, "signalled": signalled, "killed": killed}[kind](int(number))
+    {"out_of_memory": out_of_memory, "asked": asked, "signalled": signalled, "killed": killed}[kind](int(number))
     sys.argv[0] = "mtr"
     main()
