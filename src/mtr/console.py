@@ -60,3 +60,12 @@ def first_few(names: Sequence[str], most: int = 4) -> str:
 def labelled(label: str, text: str) -> str:
     """A line of a run's log: the label in a column of its own."""
     return f"{label:<14}{text}"
+
+
+BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
+"""Bars of rising height, one character wide."""
+
+
+def block(share: float, blocks: str = BLOCKS) -> str:
+    """The bar that is nearest to a share of the full height."""
+    return blocks[min(max(round(share * (len(blocks) - 1)), 0), len(blocks) - 1)]

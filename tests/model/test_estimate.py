@@ -149,6 +149,12 @@ def test_layer_inputs_are_not_on_the_device_when_they_are_offloaded(write_recipe
     assert offload[1] == offload[0] == full[0] - TOKENS * 256 * 4
 
 
+def test_what_was_asked_before_changes_no_estimate(write_recipe: Recipes) -> None:
+    first, later = (estimator(load_recipe(write_recipe()), wide_model(5).config) for _ in range(2))
+    later.activations("offload", TOKENS)
+    assert later.activations("none", TOKENS) == first.activations("none", TOKENS)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 @pytest.mark.parametrize("mode", RESIDENT)
 def test_the_estimate_is_the_resident_set(write_recipe: Recipes, mode: Checkpointing) -> None:

@@ -97,7 +97,7 @@ def nothing_left(run: Path) -> None:
         (nothing_left, "neither an adapter"),
         (lambda run: (emptied(run) / "config.json").write_text("{}"), "no .safetensors file"),
         (lambda run: (run / "adapter_config.json").write_text("["), "not the config of an adapter"),
-        (lambda run: edit(run, peft_type="IA3"), "only LoRA adapters can be loaded, this one is IA3"),
+        (lambda run: edit(run, peft_type="IA3"), "only LoRA adapters can be loaded and merged, this one is IA3"),
         (lambda run: edit(run, base_model_name_or_path=None), "base_model_name_or_path is None; name the base"),
         (lambda run: edit(run, base_model_name_or_path=str(run / "none")), "the base model cannot be loaded: "),
         (lambda run: (run / "adapter_model.safetensors").write_bytes(b"x"), "the adapter cannot be loaded"),

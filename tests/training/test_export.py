@@ -117,7 +117,10 @@ def test_the_command_merges_a_run_and_a_checkpoint(trained: Trained, mtr: Mtr, t
         (lambda run: shutil.rmtree(run), "no such folder"),
         (lambda run: (run / "adapter_config.json").unlink(), "no adapter_config.json"),
         (lambda run: (run / "merged").mkdir() or (run / "merged" / "x").write_text("mine"), "is not empty"),
-        (lambda run: edit(run, peft_type="PREFIX_TUNING"), "only LoRA adapters can be merged, this one is PREFIX"),
+        (
+            lambda run: edit(run, peft_type="PREFIX_TUNING"),
+            "only LoRA adapters can be loaded and merged, this one is PREFIX",
+        ),
         (lambda run: edit(run, base_model_name_or_path=str(run / "none")), "the base model cannot be loaded"),
         (lambda run: (run / "adapter_model.safetensors").write_bytes(b"x"), "the adapter cannot be loaded"),
     ],

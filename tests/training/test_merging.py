@@ -137,7 +137,7 @@ def test_a_rank_without_tensors_takes_no_memory(mtr: Mtr, run: Path, keys: dict[
     [
         ("[]", "not the config of an adapter"),
         ("{", "not the config of an adapter"),
-        ("{}", "only LoRA adapters can be merged"),
+        ("{}", "only LoRA adapters can be loaded and merged"),
         ('{"peft_type": "LORA", "base_model_name_or_path": null}', "base_model_name_or_path is None"),
     ],
 )

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from support.paths import QUICKSTART
 
+from mtr.console import ASCII_BLOCKS, BLOCKS
 from mtr.recipe.loading import recipe_of_tokenizer
-from mtr.training.pace import ASCII_BLOCKS, BLOCKS, Pace, sparkline, time_left
+from mtr.training.pace import Pace, sparkline, time_left
 from mtr.training.progress import RunDisplay
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,27 @@ def load_weights(
         raise UserError(f"{problem} {error}") from None
     check_kept(fresh, kept)
     return model, stored
+
+
+def read_adapter_config(file: Path) -> dict[str, Any]:
+    """The adapter_config.json of a LoRA adapter on a named base model.
+
+    Raises:
+        UserError: it is another's.
+    """
+    if not file.is_file():  # reading a pipe may never end
+        raise UserError(f"{file}: not a file; restore the config of the adapter")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        kind, base = config.get("peft_type"), config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file}: not the config of an adapter: {described(error)}") from None
+    if kind != "LORA":
+        raise UserError(f"{file}: only LoRA adapters can be loaded and merged, this one is {str(kind)[:40]}")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{file}: base_model_name_or_path is {base!r}; name the base model's folder or Hub id there")
+    found: dict[str, Any] = config
+    return found
 
 
 def load_adapter(folder: Path, base: Any) -> Any:

@@ -134,7 +134,7 @@ class Estimator:
             short, long = (self.activations(mode, n) for n in (_LINEAR // 2, _LINEAR))
             return long + (tokens - _LINEAR) * (long - short) // (_LINEAR // 2)
         if mode == "offload":  # two layers' inputs are on the device: the one in use, and the one on its way
-            return self._peak(self._few, "full", tokens)
+            return self._peak(self._few, "full", tokens, alone=True)
         return self._of_all_layers(lambda kept: self._peak(kept, mode, tokens))
 
     def weights(self) -> int:
@@ -186,16 +186,21 @@ class Estimator:
         return few + sum(count * (measure(kept) - few) for kept, count in self._more)
 
     @functools.lru_cache(maxsize=16)  # noqa: B019
-    def _model(self, kept: Layers) -> tuple[Any, bool]:
-        """Of these layers, with master weights; is there an autocast?"""
+    def _model(self, kept: Layers, alone: bool = False) -> tuple[Any, bool]:
+        """Of these layers, with master weights; is there an autocast?
+
+        Args:
+            alone: a model of its own: layers that some models have been checkpointed with and others not keep
+                different amounts afterwards, and are no longer comparable.
+        """
         with torch.device("meta"), torch.random.fork_rng(devices=[]), _without_warnings():
             model = self.build(_with_layers(self.config, kept)).train()
         mixed = any(p.requires_grad and p.dtype in _HALF for p in model.parameters())
         _make_fake(model, self._mode)
         return model, mixed or self.autocast
 
-    def _peak(self, kept: Layers, mode: Checkpointing, tokens: int) -> int:
-        model, mixed = self._model(kept)
+    def _peak(self, kept: Layers, mode: Checkpointing, tokens: int, alone: bool = False) -> int:
+        model, mixed = self._model(kept, alone)
         checkpoint_activations(model, mode)
         tree_model = RowModel(model) if self.unpacked else TreeModel(model, self.backend)
         with self._mode:

@@ -15,20 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtr.checks.inspection import Inspection, segments
+from mtr.checks.role_colours import ON_WHITE
 from mtr.checks.roles import ROLES
 from mtr.tree.layout import Ints
 
 if TYPE_CHECKING:
     from mtr.checks.roles import TokenRoles
 
-_COLOURS = {
-    "system": "#b3ae8b",
-    "prompt": "#c3c8d0",
-    "tool": "#cf9a63",
-    "thinking": "#a374c4",
-    "response": "#1f5a96",
-    "copy": "#6fb3a6",
-}
 _NAMES = {"tool": "tool result", "copy": "context copy"}
 _INK, _MUTED, _LINE = "#181b20", "#535b69", "#d5dae2"
 
@@ -80,7 +73,7 @@ def _draw_tree(axes: Any, offset: int, subtree_end: Ints, role: NDArray[np.int8]
 
     found = list(blocks(subtree_end, role))
     shapes = [np.array(outline(start, stop, end)) + offset for start, stop, end, _ in found]
-    colours = [_COLOURS[ROLES[number]] for *_, number in found]
+    colours = [ON_WHITE[ROLES[number]] for *_, number in found]
     axes.add_collection(PolyCollection(shapes, facecolors=colours, edgecolors=colours, linewidths=0.15))
 
 
@@ -125,5 +118,5 @@ def _finish(axes: Any, inspection: Inspection, roles: Sequence[TokenRoles], tota
         spine.set_color(_LINE)
     used = np.unique(np.concatenate([found.role for found in roles]))
     names = [ROLES[number] for number in used.tolist()]
-    handles = [Patch(color=_COLOURS[name], label=_NAMES.get(name, name)) for name in names]
+    handles = [Patch(color=ON_WHITE[name], label=_NAMES.get(name, name)) for name in names]
     axes.legend(handles=handles, loc="upper right", frameon=False, fontsize=10, title="role of what is seen")

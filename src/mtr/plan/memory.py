@@ -56,9 +56,7 @@ class Needs:
         if not recipe.sequence.unpacked:
             asked = "auto" if recipe.model.attention == "segment" else recipe.model.attention
             backends = choose_backends(asked, text_config(config), _CUDA, self.dtype)
-        self._estimator, self._of_offload = (
-            estimator_of(recipe, config, self.dtype, backends, _CUDA) for _ in range(2)
-        )  # a model that has offloaded keeps less in other modes, too
+        self._estimator = estimator_of(recipe, config, self.dtype, backends, _CUDA)
 
     @functools.cached_property
     def weights(self) -> int:
@@ -101,7 +99,7 @@ class Needs:
             kept, weights = state.kept, self.weights
             if num_gpus > 1 and self.recipe.training.parallel == "fsdp2":
                 kept, weights = kept // num_gpus, weights // num_gpus + self._estimator.gathered()
-            activations = (self._of_offload if mode == "offload" else self._estimator).activations(mode, size)
+            activations = self._estimator.activations(mode, size)
         except UserError:
             raise
         except Exception as error:  # code of a model from the Hub may do anything

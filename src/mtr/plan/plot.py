@@ -5,19 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mtr.checks.role_colours import ON_WHITE
 from mtr.checks.roles import ROLES
 from mtr.plan.lengths import Spread
 from mtr.plan.result import Plan
 
-_COLOURS = {
-    "system": "#8c8a3e",
-    "prompt": "#6b7785",
-    "tool": "#c9761a",
-    "thinking": "#9a4fb8",
-    "response": "#1f78c8",
-    "copy": "#2a9d8f",
-}
-_ONE, _APART = "#1f78c8", "#b7c0cc"
+_ONE, _APART = ON_WHITE["response"], "#b7c0cc"
 _LENGTHS = {
     "turns": "turns of a conversation",
     "conversation": "tokens of a conversation",
@@ -98,7 +91,7 @@ def _roles(plan: Plan, axes: Any) -> None:
         trained = name in ("thinking", "response")
         label = f"{name}{' (trained)' if trained else ''} {share:.0%}"
         hatch = "///" if trained else None
-        axes.barh(0, share, 0.5, left=start, color=_COLOURS[name], hatch=hatch, edgecolor="white", label=label)
+        axes.barh(0, share, 0.5, left=start, color=ON_WHITE[name], hatch=hatch, edgecolor="white", label=label)
         start += share
     axes.set_xlim(0, 1.0)
     axes.set_ylim(-0.5, 0.25)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtr.errors import UserError
+from mtr.report.lines import lines_of
 
 Column = NDArray[np.float64]
 TRAIN = (
@@ -91,15 +92,8 @@ def read_metrics(path: Path) -> Metrics:
         UserError: the file cannot be read, or nothing in it is a line of metrics.
     """
     reader = _Reader()
-    if path.exists():
-        if not path.is_file():
-            raise UserError(f"{path}: not a file; restore the metrics.jsonl of the run")
-        try:
-            with path.open("rb") as file:
-                for line in file:
-                    reader.take(line)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    for line in lines_of(path, "restore the metrics.jsonl of the run"):
+        reader.take(line)
     found = reader.found()
     if found.damaged and not len(found.train) and not len(found.evals):
         raise UserError(

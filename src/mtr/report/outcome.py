@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtr.report.metrics import Metrics
-from mtr.store.checkpoints import step_of
+from mtr.store.checkpoints import steps_in
 from mtr.store.lock import NAME as LOCK
 from mtr.store.lock import STALE
 from mtr.store.marker import Marker
@@ -77,7 +77,7 @@ def outcome_of(folder: Path, marker: Marker, recipe: dict[str, Any], metrics: Me
         return Outcome("finished", f"finished early after {steps}: eval loss did not improve in {patience} evaluations")
     if not last and not len(metrics.train):
         return Outcome("empty", "no step is logged")
-    checkpoints = sorted(map(step_of, folder.glob("checkpoint-*[0-9]")))
+    checkpoints = steps_in(folder)
     kept = f"checkpoint-{checkpoints[-1]} is the newest" if checkpoints else "there is no checkpoint"
     if name := _stopped_by(folder, checkpoints, last):
         return Outcome("stopped", f"stopped by {name} after {steps}; continue with --resume")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtr.errors import UserError
+from mtr.report.lines import lines_of
 
 MOST_CONVERSATIONS = 60
 """That a report shows, the first ones of the file."""
@@ -37,15 +37,8 @@ def read_played(path: Path) -> Played:
         UserError: the file cannot be read.
     """
     reader = _Reader()
-    if path.exists():
-        if not path.is_file():
-            raise UserError(f"{path}: not a file; restore the generations.jsonl of the run, or remove it")
-        try:
-            with path.open("rb") as file:
-                for raw in file:
-                    reader.take(raw)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    for line in lines_of(path, "restore the generations.jsonl of the run, or remove it"):
+        reader.take(line)
     return reader.found()
 
 

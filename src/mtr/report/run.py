@@ -15,7 +15,7 @@ from mtr.recipe.plain_yaml import read_yaml
 from mtr.report.metrics import Metrics, read_metrics
 from mtr.report.outcome import Outcome, Plan, outcome_of, planned, read_state
 from mtr.report.played import Played, read_played
-from mtr.store.checkpoints import step_of
+from mtr.store.checkpoints import steps_in
 from mtr.store.marker import NAME, read_marker
 
 
@@ -135,7 +135,7 @@ def _rejects(path: Path) -> Rejects:
 
 def _totals_of_checkpoint(folder: Path) -> tuple[dict[str, Any], int | None]:
     """Of the newest checkpoint that can be read."""
-    for step in sorted(map(step_of, folder.glob("checkpoint-*[0-9]")), reverse=True):
+    for step in reversed(steps_in(folder)):
         counts = read_state(folder, step).get("counts")
         if isinstance(counts, dict):
             return counts, step

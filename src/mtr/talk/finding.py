@@ -10,7 +10,6 @@ Told by the names of files and their JSON, before anything heavy is imported.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from mtr.console import shorten
 from mtr.errors import UserError, described
+from mtr.model.adapted import read_adapter_config
 from mtr.recipe.hub import Named, find
 from mtr.recipe.loading import load_saved_recipe
 from mtr.recipe.sections import Recipe
@@ -78,7 +78,7 @@ def find_voice(name: str) -> Found:
 def _in_folder(name: str, folder: Path) -> Found:
     recipe = _recipe(folder)
     if (folder / "adapter_config.json").exists():
-        config = _adapter_config(folder / "adapter_config.json")
+        config = read_adapter_config(folder / "adapter_config.json")
         revision = recipe.model.revision if recipe else config.get("revision")
         return Found(name, str(folder), config, Base(config["base_model_name_or_path"], revision), recipe)
     if (folder / "config.json").exists():
@@ -107,7 +107,7 @@ def _on_hub(name: str) -> Found:
         folder = Path(snapshot_download(name, allow_patterns=_WITHOUT_PICKLE))
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: cannot be loaded from the Hub: {described(error)}") from None
-    config = _adapter_config(folder / "adapter_config.json")
+    config = read_adapter_config(folder / "adapter_config.json")
     return Found(name, str(folder), config, Base(config["base_model_name_or_path"], config.get("revision")), None)
 
 
@@ -117,23 +117,3 @@ def _recipe(folder: Path) -> Recipe | None:
         if all((run / file).exists() for file in _RUN_FILES):
             return load_saved_recipe(run / "recipe.yaml")
     return None
-
-
-def _adapter_config(file: Path) -> dict[str, Any]:
-    """
-    Raises:
-        UserError: it is not that of a LoRA adapter on a named base model.
-    """
-    if not file.is_file():  # reading a pipe may never end
-        raise UserError(f"{file}: not a file; restore the config of the adapter")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        kind, base = config.get("peft_type"), config.get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file}: not the config of an adapter: {described(error)}") from None
-    if kind != "LORA":
-        raise UserError(f"{file}: only LoRA adapters can be loaded, this one is {str(kind)[:40]}")
-    if not isinstance(base, str) or not base:
-        raise UserError(f"{file}: base_model_name_or_path is {base!r}; name the base model's folder or Hub id there")
-    found: dict[str, Any] = config
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from mtr.attention.model_parts import output_embeddings, text_config
 from mtr.errors import UserError, described, one_line
-from mtr.model.adapted import load_adapter, load_weights
+from mtr.model.adapted import load_adapter, load_weights, read_adapter_config
 from mtr.recipe.existence import check_run
 from mtr.recipe.hub import Named
 from mtr.recipe.loading import load_saved_recipe
@@ -136,16 +135,8 @@ def _check_run(run: Path, output: Path) -> tuple[dict[str, Any], Recipe | None]:
         UserError: it cannot be merged, or not into this folder.
     """
     check_run(run)
-    file = run / "adapter_config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        kind, base = config.get("peft_type"), config.get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file}: not the config of an adapter: {described(error)}") from None
-    if kind != "LORA":
-        raise UserError(f"{run}: only LoRA adapters can be merged, this one is {kind}")
-    if not isinstance(base, str) or not base:
-        raise UserError(f"{file}: base_model_name_or_path is {base!r}; name the base model's folder or Hub id there")
+    config = read_adapter_config(run / "adapter_config.json")
+    base = config["base_model_name_or_path"]
     _check_output(output, run, Path(base))
     recipes = (folder / "recipe.yaml" for folder in (run, run.parent))
     saved = next((path for path in recipes if path.exists()), None)

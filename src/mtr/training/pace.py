@@ -6,7 +6,8 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
+from mtr.console import BLOCKS, block
+
 _NOT_FINITE = "x"
 _RECENT = 50
 """Reports over which the pace is taken: a run gets faster once its kernels are compiled, or slower with longer rows."""
@@ -65,8 +66,7 @@ def _block(value: float | None, low: float, high: float, blocks: str) -> str:
         return " "
     if not math.isfinite(value):
         return _NOT_FINITE
-    share = (value - low) / (high - low) if high > low else 0.0
-    return blocks[min(int(share * len(blocks)), len(blocks) - 1)]
+    return block((value - low) / (high - low) if high > low else 0.0, blocks)
 
 
 def time_left(seconds: float) -> str:

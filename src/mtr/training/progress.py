@@ -15,10 +15,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from mtr.console import console, first_few, labelled, printable, shorten
+from mtr.console import ASCII_BLOCKS, BLOCKS, console, first_few, labelled, printable, shorten
 from mtr.recipe.sections import Recipe
 from mtr.training.exact_match import GeneratedTurn
-from mtr.training.pace import ASCII_BLOCKS, BLOCKS, Pace, sparkline, time_left
+from mtr.training.pace import Pace, sparkline, time_left
 from mtr.training.state import RunState
 
 _NARROW = 70

@@ -14,11 +14,11 @@ from mtr.checks.roles import ROLES
 from mtr.cli.views.inspect_style import COLOURS, Style
 from mtr.cli.views.tables import count, plain_table
 from mtr.cli.views.work import with_unit
+from mtr.console import ASCII_BLOCKS, BLOCKS, block
 from mtr.plan.fit import Fit
 from mtr.plan.lengths import Spread
 from mtr.plan.result import GpuPlan, Plan
 
-_BLOCKS, _ASCII = " ▁▂▃▄▅▆▇█", " ._-=+*#@"
 _LENGTHS = {
     "turns": "turns, conversation",
     "conversation": "tokens, conversation",
@@ -44,7 +44,7 @@ class _View:
         self._plan = plan
         self._out = out
         self._style = Style(out)
-        self._heights = _BLOCKS if self._style.signs.full == "█" else _ASCII
+        self._blocks = BLOCKS if self._style.signs.full == "█" else ASCII_BLOCKS
         self._width = max(40, min(out.width, _WIDEST))
 
     # --- the data ---
@@ -142,8 +142,8 @@ class _View:
         self._out.print(table)
 
     def _histogram(self, spread: Spread) -> str:
-        most, top = max(spread.counts), len(self._heights) - 1
-        return "".join(self._heights[max(1, round(top * n / most)) if n else 0] for n in spread.counts)
+        most = max(spread.counts)
+        return "".join(block(n / most, self._blocks) if n else " " for n in spread.counts)
 
     # --- the work ---
 

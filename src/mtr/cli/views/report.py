@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtr.cli.views.tables import count, plain_table
-from mtr.console import printable, shorten
+from mtr.console import block, printable, shorten
 from mtr.report.played import first_change
 from mtr.report.results import best, duration, four, rows_with_values, short, written
 
@@ -44,7 +44,6 @@ _FEW = 3
 """Runs for which all curves are shown; for more of them, only the losses."""
 _NAME = 18
 """Most characters of a run's name."""
-_BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def show_report(report: dict[str, Any], out: Console) -> None:
@@ -119,8 +118,7 @@ def sparkline(steps: Sequence[float], values: Sequence[float], cells: int, bound
     (low, high), line, latest = bounds, "", ""
     for total, number in zip(sums, numbers, strict=True):
         if number:
-            place = (total / number - low) / (high - low) if high > low else 0.5
-            latest = _BLOCKS[min(len(_BLOCKS) - 1, max(0, round(place * (len(_BLOCKS) - 1))))]
+            latest = block((total / number - low) / (high - low) if high > low else 0.5)
         line += latest or " "
     return line
 
