@@ -147,3 +147,19 @@ def test_without_a_terminal_each_line_has_the_time_left(monkeypatch: pytest.Monk
         "(2,000 per-turn)",
     ]
     assert not set("".join(lines)) & set(BLOCKS)
+
+
+def test_long_lines_are_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"/runs/{'x' * 90}"
+    for file in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", file)
+        monkeypatch.setenv("COLUMNS", "60")
+        display = RunDisplay(recipe_of_tokenizer(str(QUICKSTART / "base"), None), 10, 0, enabled=True)
+        display.note("throughput", "many tokens/s; one pass per turn would need more of them for the same work")
+        display.note("adapter", path)
+        lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue()).splitlines()
+        if file.isatty():
+            assert lines[1].startswith(" " * 14)
+            assert len(lines[0]) <= 60
+        assert sum(path in shown for shown in lines) == 1, "a path stays whole"
+        assert len(lines) == (4 if file.isatty() else 2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import signal
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -55,11 +56,20 @@ class RunDisplay:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def say(self, text: str) -> None:
-        self._console.print(escape(printable(text)))
+    def say(self, text: str, indent: int = 2) -> None:
+        """One line in a log; in a terminal, broken between words and indented by so many characters."""
+        lines = [printable(text)]
+        if self._console.is_terminal and text:
+            below = " " * indent  # long words are paths, to be copied
+            wrapper = textwrap.TextWrapper(
+                self._console.width, subsequent_indent=below, break_long_words=False, break_on_hyphens=False
+            )
+            lines = wrapper.wrap(lines[0])
+        for line in lines:
+            self._console.print(escape(line))
 
     def note(self, label: str, text: str) -> None:
-        self.say(labelled(label, text))
+        self.say(labelled(label, text), len(labelled("", "")))
 
     def begin(self, model: Any, adapted: list[str], backends: Sequence[str], process: Any, rows: int | None) -> None:
         """
