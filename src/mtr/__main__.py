@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -63,9 +64,7 @@ def _version(
 
 def main() -> None:
     """Run the command line in `sys.argv` and exit with its code; a wrong option is one line, like every error."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started this
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  until the end
+    _prepare_streams()
     try:
         code = app(with_json_target(sys.argv[1:]), prog_name="mtr", standalone_mode=False)
         sys.stdout.flush()
@@ -79,6 +78,15 @@ def main() -> None:
         print(f"error: {message} (see mtr --help)" if message else "", file=sys.stderr)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """Let no stream be closed, and none refuse a character that its encoding lacks."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  until the end
+    if isinstance(sys.stdout, io.TextIOWrapper) and "utf" not in sys.stdout.encoding.lower():
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 _OUTPUT_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)

@@ -6,12 +6,14 @@ from support.hostile import Attempt, named
 
 from hostile import (
     adapters,
+    commands,
     files,
     folders,
     machine,
     merging,
     overrides,
     recipes,
+    results,
     resumes,
     rows,
     templates,
@@ -32,6 +34,8 @@ KINDS = {
     "resumes": resumes.ATTEMPTS,
     "merging": merging.ATTEMPTS,
     "machine": machine.ATTEMPTS,
+    "commands": commands.ATTEMPTS,
+    "results": results.ATTEMPTS,
 }
 TABLE: dict[str, Attempt] = {}
 for _kind, _attempts in KINDS.items():

@@ -79,6 +79,7 @@ def hangs() -> None:
         (says("error: one\nerror: the key"), "not one line"),
         (says(f"error: the key {'x' * 9000}"), "an error of 9"),
         (says("error: the key is \x1b[31mred"), "control characters"),
+        (says("error: the key is \u202egnp"), "control characters"),
         (says(f"error: the key {SECRET}"), "the token is shown"),
         (says("Traceback (most recent call last)\nerror: the key"), "a traceback"),
         (writes("rows.jsonl"), "rows.jsonl is changed"),

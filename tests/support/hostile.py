@@ -277,11 +277,17 @@ def judge(attempt: Attempt, ended: Ended) -> list[str]:
         problems.append("a traceback is shown")
     if SECRET in ended.said:
         problems.append("the token is shown")
-    if steering := {c for c in ended.said if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"}:
+    if steering := {c for c in ended.said if _steers(c)}:
         problems.append(f"control characters are shown: {steering}")
     if ended.cpu > attempt.seconds:
         problems.append(f"{ended.cpu:.1f} s of CPU time, more than {attempt.seconds}")
     return problems
+
+
+def _steers(character: str) -> bool:
+    """Whether it moves a cursor, or reorders what is read."""
+    is_control = unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"
+    return is_control or character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def judge_error(err: str) -> list[str]:

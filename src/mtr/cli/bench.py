@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtr.cli.options import STDOUT, JsonFile, Overrides, RecipeFile, check_attention, check_target, write_result
+from mtr.cli.options import (
+    STDOUT,
+    JsonFile,
+    Overrides,
+    RecipeFile,
+    check_attention,
+    check_spared,
+    check_target,
+    files_of,
+    write_result,
+)
 from mtr.cli.session import errors, load, writing
 from mtr.errors import UserError
 
@@ -97,6 +107,7 @@ def bench(
         for name in attention or []:
             check_attention(name)
         loaded = load(recipe, overrides, needed="config" if random_weights else "weights", tokenizer=not sweep)
+        check_spared({"--plot": plot, "--json": json_file}, files_of(recipe, loaded))
         from mtr.bench.setup import Options
 
         options = Options(tuple(attention or ()), all_backends, random_weights, not no_padded, versus == "trl")

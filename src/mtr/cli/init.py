@@ -15,6 +15,7 @@ from mtr.cli.options import check_choice, check_spared, check_target, files_of
 from mtr.cli.session import errors, quiet_libraries, writing
 from mtr.console import printable
 from mtr.errors import UserError
+from mtr.files import replace_file
 
 if TYPE_CHECKING:
     from mtr.recipe.sections import Recipe
@@ -77,7 +78,7 @@ def init(
             return
         with writing("--output", output):
             Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
-            Path(output).write_text(text, encoding="utf-8")
+            replace_file(Path(output).resolve(), text)
         _say_what_next(output)
 
 

@@ -133,8 +133,8 @@ class Output:
         for option, path, suffixes in (("--html", self.html, PAGES), ("--png", self.png, PICTURES)):
             if self.turn is not None and path is not None:
                 raise _excluded("--turn", option, "a file shows whole rows")
-            check_suffix(option, path, suffixes)
             check_target(option, path)
+            check_suffix(option, path, suffixes)
         for option, given in (("--turn", self.turn), ("--png", self.png)):
             if given is not None and several:
                 raise UserError(f"{option} is for one row; leave out --rows and --all")

@@ -89,9 +89,12 @@ def check_suffix(option: str, file: Path | None, suffixes: Sequence[str]) -> Non
     Raises:
         UserError: the file's name ends otherwise.
     """
+    known = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
     if file is not None and file.suffix not in suffixes:
-        known = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
         raise UserError(f"{option}: {shorten(str(file), 300)} must end in {known}")
+    named = os.path.realpath(file) if file is not None and os.path.islink(file) else ""
+    if named and not named.endswith(tuple(suffixes)):
+        raise UserError(f"{option}: {file} is a link to {named}, which does not end in {known}; name another file")
 
 
 def check_spared(targets: Mapping[str, str | Path | None], inputs: Iterable[Path]) -> None:
@@ -109,8 +112,9 @@ def check_spared(targets: Mapping[str, str | Path | None], inputs: Iterable[Path
         if file is None or file == STDOUT or not (path := Path(file).resolve()).exists():
             continue
         for one in read:
-            kept_in = one.is_dir() and path.suffix not in (*PAGES, *PICTURES) and path.is_relative_to(one.resolve())
-            if kept_in or (one.is_file() and path.samefile(one)):
+            is_result = path.suffix in (*PAGES, *PICTURES)
+            kept_in = not is_result and os.path.isdir(one) and path.is_relative_to(one.resolve())
+            if kept_in or (os.path.isfile(one) and path.samefile(one)):
                 where = f"belongs to {one}" if kept_in else "is read here"
                 raise UserError(f"{option}: {file} {where}, and would be destroyed; name another file")
 

@@ -72,8 +72,8 @@ def plan(
     config, not its weights, for FLOPs, memory and time.
     """
     with errors():
-        check_suffix("--plot", plot, PICTURES)
         check_target("--plot", plot)
+        check_suffix("--plot", plot, PICTURES)
         check_target("--json", json_file)
         from mtr.cli.views.tables import count
 

@@ -40,8 +40,8 @@ def report(
     """
     with errors():
         for option, file, suffixes in (("--html", html, PAGES), ("--png", png, PICTURES)):
-            check_suffix(option, file, suffixes)
             check_target(option, file)
+            check_suffix(option, file, suffixes)
         check_spared({"--html": html, "--png": png}, [run for run in runs if os.path.isdir(run)])
         _report(runs, html, png, as_json)
 

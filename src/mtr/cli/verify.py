@@ -15,7 +15,9 @@ from mtr.cli.options import (
     RecipeFile,
     check_attention,
     check_choice,
+    check_spared,
     check_target,
+    files_of,
     write_result,
 )
 from mtr.cli.session import errors, load
@@ -53,6 +55,7 @@ def verify(
             check_attention(attention)
         check_target("--json", json_file)
         loaded = load(recipe, overrides, needed="weights")
+        check_spared({"--json": json_file}, files_of(recipe, loaded))
         from mtr.checks.verify import verify as run
         from mtr.cli.views.verify import show_verification
         from mtr.console import console

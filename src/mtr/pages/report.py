@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from mtr.console import printable
 from mtr.files import replace_file
 from mtr.pages.report_played import played_side_by_side
 from mtr.pages.shell import asset, page
@@ -41,6 +42,11 @@ _COUNTERS = {
 }
 
 
+def _without_steering(value: object) -> object:
+    """Text of runs, with marks that reorder what is read written out."""
+    return printable(value) if type(value) is str else value
+
+
 def write_report_page(path: Path, report: dict[str, Any]) -> None:
     """
     Args:
@@ -63,7 +69,7 @@ def report_page(report: dict[str, Any]) -> str:
     kept = ("name", "series", "axis", "skipped")
     data = {"runs": [{key: run[key] for key in kept} for run in runs], "charts": charts}
     rows = _environment(runs)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_without_steering)
     environment.filters |= {"duration": duration, "four": four}
     body = environment.from_string(asset("report.html")).render(
         runs=runs,

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from mtr.errors import UserError
-from mtr.recipe.data_files import is_pattern
+from mtr.recipe.data_files import files_matching, is_pattern
 from mtr.recipe.sections import Recipe
 
 
@@ -38,7 +38,7 @@ def exists(folder: Path, name: str) -> bool:
     if os.path.exists(folder / name):
         return True
     try:
-        return is_pattern(name) and any(folder.glob(name))
+        return is_pattern(name) and next(files_matching(str(folder / name)), None) is not None
     except (OSError, ValueError):  # ValueError: no valid pattern
         return False
 

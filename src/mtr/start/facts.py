@@ -42,9 +42,14 @@ class Survey:
     @property
     def positions(self) -> int | None:
         """The longest sequence that the model is made for, as its config says."""
-        text = self.config.get_text_config() if self.config is not None else None
-        found = getattr(text, "max_position_embeddings", None)
-        return found if isinstance(found, int) and found > 0 else None
+        return positions_of(self.config)
+
+
+def positions_of(config: Any | None) -> int | None:
+    """What a config says, if that can be."""
+    text = config.get_text_config() if config is not None else None
+    found = getattr(text, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 @dataclass(frozen=True)

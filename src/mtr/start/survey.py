@@ -18,7 +18,7 @@ from mtr.model.strategy import decide
 from mtr.prepare.builder import Builder
 from mtr.recipe.model_config import read_config
 from mtr.recipe.sections import Recipe
-from mtr.start.facts import Survey
+from mtr.start.facts import Survey, positions_of
 
 _MOST_ROWS = 1000
 """Rows that are looked at, evenly spaced."""
@@ -36,8 +36,10 @@ def survey(recipe: Recipe) -> Survey:
     Raises:
         UserError: the model has no tokenizer or chat template or cannot be trained, or the data cannot be read.
     """
-    recipe = recipe.replace(sequence={"max_length": _LONGEST, "max_tokens": _LONGEST})
     config, strategy = _strategy(recipe)
+    positions = positions_of(config)
+    longest = min(_LONGEST, positions or _LONGEST)  # the recipe will not train longer ones
+    recipe = recipe.replace(sequence={"max_length": longest, "max_tokens": longest})
     tokenizer = load_tokenizer(recipe)
     found = recipe, *_audit(recipe, tokenizer)
     tried: list[dict[str, Any]] = [{}]

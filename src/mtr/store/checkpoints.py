@@ -29,6 +29,11 @@ def step_of(folder: Path) -> int:
     return int(match[1])
 
 
+def steps_in(output_dir: Path) -> list[int]:
+    """Of the folders that are named as checkpoints, whatever is in them; the newest is the last."""
+    return [step for step, _ in _checkpoints(output_dir)]
+
+
 def partial_of(output_dir: Path, name: str) -> Path:
     """Where something is written before it gets its name."""
     return output_dir / f".{name}.partial"
