@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from support.paths import QUICKSTART, SHARED, needs_shared
 from support.rows import conversation_row
 
@@ -20,11 +21,8 @@ from mtr.training.loop import train
 Write = Callable[..., Path]
 
 
-class Weights:
+class Weights(torch.nn.Module):
     """Stands in for a model that has been trained."""
-
-    def parameters(self) -> list[object]:
-        return []
 
     def save_pretrained(self, folder: str) -> None:
         (Path(folder) / "README.md").write_text("as PEFT writes it")
