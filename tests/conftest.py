@@ -4,11 +4,10 @@ libraries as they are at the start.
 
 from __future__ import annotations
 
-import gc
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,13 @@ from support.gpu import LIBRARY_WARNINGS
 from support.models import save_tiny_model
 from support.paths import QUICKSTART
 from support.recipes import quickstart_recipe
+from support.speed import Freezer, speed_up
+
+speed_up()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Freezer())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,12 +39,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.filterwarnings(warning))
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-
-
-def pytest_collection_finish() -> None:
-    """What the imports made is there to stay: the garbage collector, which took a seventh of the time, passes it by."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> Callable[..., Path]:
     """`write_recipe(model={...}, ...)` is a recipe file: the quickstart, changed section by section."""
-    return partial(quickstart_recipe, tmp_path)
+    return functools.partial(quickstart_recipe, tmp_path)
 
 
 @pytest.fixture

@@ -44,7 +44,6 @@ def in_processes(
     """`python -m MODULE ARGUMENTS` in `count` processes of a group; when one fails, the others are ended.
 
     Args:
-        module: or the path of a script.
         prepare: a function of a module, called in each process before.
 
     Raises:
@@ -107,11 +106,7 @@ def _run(
     try:
         if prepare is not None:
             prepare()
-        if command[0].endswith(".py"):
-            sys.path.insert(0, str(Path(command[0]).parent))
-            runpy.run_path(command[0], run_name="__main__")
-        else:
-            runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
     finally:
         used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         with (folder / "memory").open("a") as written:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.paths import ROOT
-from support.processes import in_processes
 from support.recipes import quickstart_recipe
 from support.rows import conversation_row
 from support.runs import damage_of, good_checkpoint, sign_again
@@ -65,7 +66,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill(*arguments: object, script: str = "kill_test.py") -> dict[str, Any]:
-    done = in_processes(1, *arguments, module=str(ROOT / "scripts" / script), timeout=600)
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result

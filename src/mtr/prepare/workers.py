@@ -63,7 +63,8 @@ def iterate_steps(steps: IndexedSteps | StreamedSteps, numbers: range, num_worke
                 raise step
             yield step
     finally:
-        leaving.fill_(1)
+        if num_workers:
+            leaving.fill_(1)
 
 
 def _start_workers(loader: DataLoader[Step | UserError]) -> Iterator[Step | UserError]:
