@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, Qwen3Config
 
 from mtr.bench.runs import measure, set_up
@@ -25,6 +26,7 @@ from mtr.bench.setup import Options
 from mtr.chat.loading import load_renderer
 from mtr.checks.sample import first_views
 from mtr.files import write_json
+from mtr.model.device import device_name
 from mtr.prepare.builder import Builder
 from mtr.recipe.sections import Recipe
 from mtr.tree.layout import View
@@ -86,17 +88,18 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    results = []
+    results: list[dict[str, Any]] = []
+    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+    device = device_name(torch.device("cpu"))
     for data in sorted(options.data.glob("*.jsonl")):
         for tokenizer in sorted(path.parent for path in options.tokenizers.glob("*/tokenizer_config.json")):
             print(f"{data.name} with {tokenizer.name}", file=sys.stderr)
             results.append(timed(data, tokenizer, options.conversations, options.repeats))
+            if options.json:  # what there is, should the rest be cut short
+                write_json(options.json, {"versions": versions, "device": device, "results": results})
     print(table(results))
     if options.markdown:
         options.markdown.write_text(table(results) + "\n")
-    if options.json:
-        versions = {name: version(name) for name in ("torch", "transformers", "peft")}
-        write_json(options.json, {"versions": versions, "results": results})
 
 
 if __name__ == "__main__":
