@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config
+from make_shape import small_config
 
 from mtr.bench.cases import packed_case
 from mtr.bench.runs import set_up
@@ -53,16 +53,7 @@ VOCABULARY = 2048
 
 def write_recipe(folder: Path, shape: Shape, width: int, layers: int) -> Recipe:
     words = make_words(VOCABULARY)
-    Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=max(1, width // 128),
-        head_dim=64,
-        max_position_embeddings=131072,
-    ).save_pretrained(folder)
+    small_config(layers, width, VOCABULARY).save_pretrained(folder)
     make_tokenizer(words).save_pretrained(folder)
     rows = make_rows(words, shape, 1)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, Qwen3Config
+from make_shape import small_config
+from transformers import AutoTokenizer
 
 from mtr.bench.runs import measure, set_up
 from mtr.bench.setup import Options
@@ -37,17 +38,7 @@ VOCABULARY = 4096
 def timed(data: Path, tokenizer: Path, conversations: int, repeats: int) -> dict[str, Any]:
     """One file with one tokenizer."""
     with tempfile.TemporaryDirectory() as name:
-        config = Qwen3Config(
-            vocab_size=VOCABULARY,
-            hidden_size=256,
-            intermediate_size=768,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=64,
-            max_position_embeddings=2**17,
-        )
-        config.save_pretrained(name)
+        small_config(layers=6, width=256, vocabulary=VOCABULARY).save_pretrained(name)
         recipe = Recipe.model_validate(
             {
                 "model": {"name_or_path": str(tokenizer), "dtype": "float32"},

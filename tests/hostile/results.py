@@ -83,7 +83,7 @@ REPORT = (
     *(refused(f"report: {name} is a pipe", report(run=special(name, os.mkfifo)), "run", seconds=3) for name in FILES),
     *(
         done(f"report: {name} is damaged", report(run=file(name, b'{"a": [\n7\n\xff\n' + b"[" * 5_000)), **RUNS)
-        for name in ("generations.jsonl", "rejects.jsonl", ".mtr.lock", "checkpoint-3/training_state.json")
+        for name in ("generations.jsonl", "rejects.jsonl", ".mtr-lock", "checkpoint-3/training_state.json")
     ),
     *(
         done(f"report: {name} is gone", report(run=special(name, lambda path: None)), **RUNS)

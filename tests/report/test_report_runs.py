@@ -14,11 +14,11 @@ import pytest
 from support.reports import LONG, environment, loss_at, played, write_checkpoint, write_rejects, write_run
 
 from mtr.errors import UserError
-from mtr.report.outcome import is_at_work
 from mtr.report.recipes import default_of, defaults, differences, flat, own_settings, sources
 from mtr.report.report import report
 from mtr.report.results import best, rows_with_values, written
 from mtr.report.run import read_run
+from mtr.store.lock import RunLock, is_at_work
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -50,14 +50,17 @@ def test_a_finished_run(tmp_path: Path) -> None:
 
 def test_a_run_at_work_is_told_by_its_lock_and_how_long_it_will_take(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", 12, result=False)
-    lock(run, os.getpid())
-    found = read_run(run).outcome
+    with RunLock(run) as held:
+        held.take()
+        found = read_run(run).outcome
+        assert sorted(path.name for path in run.iterdir() if "lock" in path.name) == [".mtr-lock"]
     assert (found.state, found.text, found.seconds_left) == ("running", "at work, 12 of 20 steps done", 4.0)
-    assert sorted(path.name for path in run.iterdir() if "lock" in path.name) == [".mtr-lock"]
 
 
 def test_a_lock_whose_holder_is_gone_is_none(tmp_path: Path) -> None:
     lock(tmp_path, 2**22 + 1)  # above the largest process id
+    assert not is_at_work(tmp_path)
+    lock(tmp_path, os.getpid())  # which another process has by now: it began at another time
     assert not is_at_work(tmp_path)
     lock(tmp_path, 1, host="elsewhere", age=60)
     assert is_at_work(tmp_path)

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import socket
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mtr.report.metrics import Metrics
 from mtr.store.checkpoints import steps_in
-from mtr.store.lock import NAME as LOCK
-from mtr.store.lock import STALE
+from mtr.store.lock import is_at_work
 from mtr.store.marker import Marker
 
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 _NOT_FINITE = "not finite"
 _MOST_STEPS = 2**53
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -91,40 +86,6 @@ def outcome_of(folder: Path, marker: Marker, recipe: dict[str, Any], metrics: Me
 def last_step(metrics: Metrics) -> int:
     """The last step that a line tells of."""
     return int(max((lines.step[-1] for lines in (metrics.train, metrics.evals) if len(lines)), default=0))
-
-
-def is_at_work(folder: Path) -> bool:
-    """Whether a process holds the lock of the folder; nothing is touched.
-
-    A holder on this machine is looked up among its processes. One elsewhere counts as alive until its lock has not
-    been touched for three minutes.
-    """
-    path = folder / LOCK
-    if not path.is_file():
-        return False
-    try:
-        age = time.time() - path.stat().st_mtime
-        holder = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    if not isinstance(holder, dict):
-        return False
-    boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
-    if (holder.get("boot"), holder.get("host")) == (boot, socket.gethostname()):
-        return _lives(holder.get("pid"))
-    return age < STALE
-
-
-def _lives(pid: object) -> bool:
-    if type(pid) is not int or not 0 < pid < 2**31:
-        return False
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def _steps(last: int, plan: Plan) -> str:

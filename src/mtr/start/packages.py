@@ -17,7 +17,7 @@ _OPTIONAL = {
     "fla-core": "fast kernels of recurrent layers on CUDA: pip install 'mtr[hybrid]'",
     "mamba-ssm": "fast kernels of Mamba layers on CUDA",
     "schedulefree": "training.optim: schedule_free_adamw: pip install 'mtr[optim]'",
-    "trl": "mtr bench --versus-trl, and training with TRL: pip install 'mtr[trl]'",
+    "trl": "mtr bench --vs trl, and training with TRL: pip install 'mtr[trl]'",
     "flash-attn-4": "FlashAttention 4 on Blackwell; torch's own is used without it",
     "flash-attn-3": "FlashAttention 3 on Hopper; torch's own is used without it",
 }

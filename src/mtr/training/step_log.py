@@ -86,7 +86,6 @@ class StepLog:
         line |= {"flops_per_second": flops / seconds, "mfu": flops / seconds / self._meter.matrix_rate}
         line |= {"imbalance": step.imbalance, "peak_memory_bytes": peak_memory(self._device)}
         line |= {"total_seconds": state.seconds, "total_data_wait_seconds": state.data_wait_seconds}
-        line |= {"totals": totals(state.counts)}
         skipped = self._why_skipped(loss, grad_norm)
         if skipped:
             line |= {"skipped": skipped, "rows": list(step.rows)}
@@ -112,6 +111,7 @@ class StepLog:
         state.peak_memory_bytes = max(state.peak_memory_bytes, peak_memory(self._device))
 
     def _report(self, line: dict[str, Any]) -> None:
+        line["totals"] = totals(self._state.counts)
         self._log.write("train", line)
         self._log.display.stepped(line)
 
