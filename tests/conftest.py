@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from support.gpu import LIBRARY_WARNINGS
+from support.leftovers import leftovers, process_state
 from support.models import save_tiny_model
 from support.paths import QUICKSTART
 from support.recipes import quickstart_recipe
@@ -39,6 +40,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.filterwarnings(warning))
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    before = process_state()
+    yield
+    left = leftovers(before, process_state())
+    assert not left, "this test leaves what the next one in the process would meet:\n" + "\n".join(left)
 
 
 @pytest.fixture(scope="session")

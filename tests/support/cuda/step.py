@@ -152,6 +152,8 @@ def try_step(one: Combination) -> Outcome:
         outcome.problem = f"{type(error).__name__}: {error}"[:400]
         outcome.mixed = "different devices" in str(error) or "same device" in str(error)
         outcome.mixed |= "not on the expected device" in str(error)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)  # its device has no values; the next run's has
     if watch.mixes and outcome.problem is None:
         outcome.mixed, outcome.problem = True, f"tensors of two devices: {dict(watch.mixes)}"
     outcome.operators, outcome.synchronizations = watch.operators, watch.synchronizations
