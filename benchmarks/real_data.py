@@ -51,6 +51,7 @@ def counted(data: Path, tokenizer: Path, model: Path, longest: int) -> dict[str,
         )
         known = plan(recipe).as_json()
         merged = plan(recipe.replace(sequence={"merge": "step", "max_length": MERGED, "max_tokens": MERGED})).as_json()
+    assert merged["turns"] == known["turns"], f"turns of {data.name} are longer than {MERGED} tokens: raise MERGED"
     kept = ("rows", "conversations", "turns", "untrained_turns", "num_tokens", "pairs", "flops", "history")
     ways = known["num_tokens"]
     return {

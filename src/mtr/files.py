@@ -7,6 +7,9 @@ import json
 import math
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,32 @@ def write_json(path: Path | None, value: Any) -> str:
     text = json.dumps(_finite(value), indent=None if path is None else 2, ensure_ascii=False, allow_nan=False)
     text = _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        with written_whole(path) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
     return text
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file to write in place of another one, which it replaces at the end; if anything fails, nothing is changed.
+
+    Of a link the file that it names is replaced, and keeps its permissions. The folder is made if need be.
+
+    Yields:
+        A path with the same suffix, beside the file.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem[:40]}-{os.getpid()}.partial{path.suffix}")
+    partial.unlink(missing_ok=True)  # it may be a link
+    try:
+        yield partial
+        if path.exists():
+            shutil.copymode(path, partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def replace_file(path: Path, text: str) -> None:

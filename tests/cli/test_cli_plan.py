@@ -89,6 +89,63 @@ def test_a_terminal_without_unicode_gets_ascii(recipe: Path) -> None:
     assert "extrapolated from the sample" in text
 
 
+def test_results_are_written_whole_or_not_at_all(
+    mtr: Mtr, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import matplotlib.figure
+
+    picture, known = tmp_path / "results" / "plan.png", tmp_path / "results" / "plan.json"
+    picture.parent.mkdir()
+    picture.write_text("old")
+
+    def full(figure: object, path: Path, **options: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", full)
+    code, _, err = mtr("plan", recipe, "--plot", picture, "--json", known)
+    assert (code, err.startswith(f"error: --plot: {picture} cannot be written: ")) == (2, True)
+    assert "No space left" in err
+    assert picture.read_text() == "old"
+    assert sorted(file.name for file in picture.parent.iterdir()) == ["plan.json", "plan.png"]
+    assert json.loads(known.read_text())["rows"] == 7
+
+
+def test_merged_rows_have_no_more_supervised_tokens_than_tokens(
+    mtr: Mtr, write_recipe: Write, write_rows: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    rows = write_rows([conversation_row(2)] * 8)
+    merged = write_recipe(data={"train": str(rows)}, sequence={"merge": "step"}, training={"conversations_per_step": 8})
+    code, out, _ = mtr("plan", merged)
+    supervised = next(line for line in out.splitlines() if line.startswith("supervised"))
+    assert code == 0
+    assert 0 < int(supervised.split("(")[1].removesuffix("%)")) < 100
+
+
+def test_rows_that_cannot_be_read_are_counted(mtr: Mtr, write_recipe: Write, write_rows: Write) -> None:
+    rows = write_rows([conversation_row(1), *[{"messages": 1}] * 9])
+    code, out, _ = mtr("plan", write_recipe(data={"train": str(rows), "on_bad_row": "skip"}), "--gpu", "l4")
+    assert code == 0
+    assert "rows that cannot be read, 9 in all" in out
+    assert "9 of 10 rows (90%) cannot be read" in " ".join(out.split())
+
+
+def test_each_share_of_the_peak_is_said_with_its_gpus() -> None:
+    from dataclasses import replace
+
+    from mtr.cli.views.plan import _assumptions
+    from mtr.plan.duration import Duration
+    from mtr.plan.gpus import find_gpu
+    from mtr.plan.result import GpuPlan
+
+    fast, small = (GpuPlan(find_gpu(name), 1) for name in ("H100", "4090"))
+    fast = replace(fast, duration=Duration((0.25, 0.45), (1.0, 2.0)))
+    both = next(iter(_assumptions([fast, replace(small, duration=Duration((0.175, 0.405), (1.0, 2.0)))])))
+    assert "at 25% to 45% (H100 SXM), 18% to 40% (RTX 4090) of the dense 16-bit peak" in both
+    assert "at 25% to 45% of the dense" in next(iter(_assumptions([fast])))
+
+
 def test_a_tokenizer_alone_will_do(mtr: Mtr, write_recipe: Write, tmp_path: Path) -> None:
     recipe = write_recipe(model={"name_or_path": str(copy_tokenizer(tmp_path / "tokenizer"))})
     code, out, err = mtr("plan", recipe, "--rows", 5)
@@ -106,6 +163,9 @@ def test_a_tokenizer_alone_will_do(mtr: Mtr, write_recipe: Write, tmp_path: Path
             "--price: 3 prices for 2 GPUs",
         ),
         (["--plot", "plan.gif"], "--plot: plan.gif must end in .png, .svg or .pdf"),
+        (["--plot", "plan.pdf", "--json", "./plan.pdf"], "--plot and --json name the same file, plan.pdf; name two"),
+        (["--price", "inf"], "'--price'"),
+        (["--price", "nan"], "'--price'"),
     ],
 )
 def test_wrong_options_are_one_line(mtr: Mtr, recipe: Path, options: list[str], words: str) -> None:

@@ -58,6 +58,15 @@ def test_rates_are_dense() -> None:
     rates = {gpu.name: gpu.bf16_tflops for gpu in GPUS}
     assert (rates["H100 SXM"], rates["L40S"], rates["RTX 4090"], rates["RTX 3090"]) == (989.4, 362.0, 165.2, 71.0)
     assert rates["A100 80GB"] == rates["A100 40GB"] == 312.0
+    with_sparsity = {
+        "H100 NVL": 1671.0,
+        "H100 PCIe": 1513.0,
+        "L4": 242.0,
+        "A10G": 140.0,
+        "RTX 5090": 419.0,
+        "B200": 4500.0,
+    }
+    assert {name: 2 * rates[name] for name in with_sparsity} == with_sparsity
 
 
 def test_memory_is_less_than_the_data_sheet_says() -> None:

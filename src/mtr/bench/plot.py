@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mtr.files import written_whole
+
 _COLOURS = ("#2a6f97", "#e07a1f", "#3a7d44", "#7b2d8b", "#8c564b")
 _LIMIT = "#c1121f"
 
@@ -23,8 +25,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     drawing = figure.Figure(figsize=(7, 4.6 if "points" in result else 3.4), layout="constrained")
     (_plot_sweep if "points" in result else _plot_cases)(result, drawing)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=150)
+    with written_whole(path) as partial:
+        drawing.savefig(partial, dpi=150)
 
 
 def _plot_cases(result: dict[str, Any], drawing: Any) -> None:

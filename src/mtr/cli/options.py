@@ -79,9 +79,8 @@ def _why_not_writable(path: Path) -> str | None:
     folder = next(parent for parent in path.parents if os.path.lexists(parent))
     if not folder.is_dir():
         return f"{folder} is not a folder"
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        return f"{path if path.exists() else folder} is not writable"
-    return None
+    needed = (path, path.resolve().parent) if path.exists() else (folder,)  # a file is replaced by a new one
+    return next((f"{one} is not writable" for one in needed if not os.access(one, os.W_OK)), None)
 
 
 def check_suffix(option: str, file: Path | None, suffixes: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from mtr.cli.options import (
     write_result,
 )
 from mtr.cli.session import errors, load, writing
+from mtr.console import shorten
 from mtr.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from mtr.recipe.sections import Recipe
 
 MOST_GPUS = 16_384
+MOST_USD = 1e6
+"""Of one GPU for an hour; what is not finite is no price."""
 EXAMPLES = """Examples:
   mtr plan my.yaml
   mtr plan my.yaml --gpu h100-sxm --gpu 4090 --price 2.50 --price 0.40
@@ -59,7 +62,9 @@ def plan(
     ] = 1,
     price: Annotated[
         list[float] | None,
-        typer.Option(min=0, metavar="USD", help="Price of one GPU for an hour; one for all, or one for each --gpu."),
+        typer.Option(
+            min=0, max=MOST_USD, metavar="USD", help="Price of one GPU for an hour; one for all, or one for each --gpu."
+        ),
     ] = None,
     json_file: JsonFile = None,
     plot: Annotated[
@@ -75,6 +80,8 @@ def plan(
         check_target("--plot", plot)
         check_suffix("--plot", plot, PICTURES)
         check_target("--json", json_file)
+        if plot is not None and json_file is not None and plot.resolve() == Path(json_file).resolve():
+            raise UserError(f"--plot and --json name the same file, {shorten(str(plot), 300)}; name two")
         from mtr.cli.views.tables import count
 
         gpus, prices = _gpus(gpu), price or []

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mtr.checks.inspection import Inspection, segments
 from mtr.checks.role_colours import ON_WHITE
 from mtr.checks.roles import ROLES
+from mtr.files import written_whole
 from mtr.tree.layout import Ints
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def write_mask_picture(path: Path, inspection: Inspection, roles: Sequence[Token
         start += layout.num_tokens
     _label_turns(axes, inspection, total)
     _finish(axes, inspection, roles, total)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.15)
+    with written_whole(path) as partial:
+        drawing.savefig(partial, dpi=150, bbox_inches="tight", pad_inches=0.15)
 
 
 def blocks(subtree_end: Ints, role: NDArray[np.int8]) -> Iterator[tuple[int, int, int, int]]:

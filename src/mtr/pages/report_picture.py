@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mtr.files import written_whole
 from mtr.pages.report import CHARTS
 from mtr.report.results import best, rows_with_values, short, written
 
@@ -53,9 +54,9 @@ def write_report_picture(path: Path, report: dict[str, Any]) -> None:
     with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)  # drawn as a box
         figure = _draw(report)
-        path.parent.mkdir(parents=True, exist_ok=True)
         options = {"pil_kwargs": {"optimize": True}} if path.suffix == ".png" else {}
-        figure.savefig(path, dpi=96, **options)
+        with written_whole(path) as partial:
+            figure.savefig(partial, dpi=96, **options)
 
 
 def _draw(report: dict[str, Any]) -> Any:

@@ -2,9 +2,17 @@
 
 Rates are of dense 16-bit matmuls that accumulate in float32, which is what training does. Data sheets often print twice
 as much, for matrices half of whose entries are zero, and GeForce cards twice as much again for sums in 16 bits.
+Where they print that rate only, the half of it is here (H100, H200, L4, B200). Of several boards with one name the
+fastest counts: V100 SXM2 (PCIe: 112), RTX PRO 6000 Workstation Edition (the Server Edition and Max-Q run slower).
 
 Memory is what PyTorch finds, `torch.cuda.get_device_properties(0).total_memory`: less than the gigabytes of the data
-sheet, as the driver keeps a part and GDDR6 with error correction holds a sixteenth less.
+sheet, as the driver keeps a part and GDDR6 with error correction holds a sixteenth less. It depends on the driver; the
+smallest that was found in the messages of PyTorch that people have published is here, rounded down.
+
+Checked: rates against published copies and quotations of these sources, whose addresses were found there and were not
+opened. Not quoted anywhere: the RTX 3090's 71 (328 tensor cores * 1.695 GHz * 128 FLOPs are 71.2) and the RTX PRO
+6000's 503.8 (188 multiprocessors * 2.617 GHz * 1,024, which others find, too). Messages with 21.95 to 22.2 GiB come
+from L4 and A10G, those with 44.3 to 44.5 from L40S and A40, and do not say which; the others name their board.
 """
 
 from __future__ import annotations
@@ -51,15 +59,15 @@ GPUS: tuple[Gpu, ...] = (
     Gpu("B200", 178.3, 2250.0, "https://resources.nvidia.com/en-us-blackwell-architecture/datasheet"),
     Gpu("H200", 139.7, 989.4, "https://resources.nvidia.com/en-us-gpu-resources/hpc-datasheet-sc23"),
     Gpu("H100 SXM", 79.1, 989.4, _H100),
-    Gpu("H100 NVL", 93.0, 835.0, _H100),
-    Gpu("H100 PCIe", 79.1, 756.0, _H100),
+    Gpu("H100 NVL", 93.0, 835.5, _H100),
+    Gpu("H100 PCIe", 79.1, 756.5, _H100),
     Gpu("A100 80GB", 79.1, 312.0, _A100),
-    Gpu("A100 40GB", 39.4, 312.0, _A100),
+    Gpu("A100 40GB", 39.3, 312.0, _A100),
     Gpu("L40S", 44.3, 362.0, "https://resources.nvidia.com/en-us-l40s/l40s-datasheet-28413"),
-    Gpu("L4", 22.0, 121.0, "https://resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet"),
+    Gpu("L4", 21.9, 121.0, "https://resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet"),
     Gpu(
         "A10G",
-        22.0,
+        21.9,
         70.0,
         "https://d1.awsstatic.com/product-marketing/ec2/NVIDIA_AWS_A10G_DataSheet_FINAL_02_17_2022.pdf",
     ),
@@ -72,7 +80,7 @@ GPUS: tuple[Gpu, ...] = (
     ),
     Gpu(
         "RTX 6000 Ada",
-        47.4,
+        47.3,
         364.2,
         "https://images.nvidia.com/aem-dam/en-zz/Solutions/technologies/NVIDIA-ADA-GPU-PROVIZ-Architecture-Whitepaper_1.1.pdf",
     ),
@@ -83,7 +91,7 @@ GPUS: tuple[Gpu, ...] = (
         "https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf",
     ),
     Gpu("RTX 4090", 23.5, 165.2, _ADA),
-    Gpu("RTX 3090", 23.6, 71.0, _AMPERE),
+    Gpu("RTX 3090", 23.5, 71.0, _AMPERE),
     Gpu(
         "V100 32GB",
         31.7,

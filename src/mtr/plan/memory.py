@@ -176,6 +176,13 @@ def _candidates(recipe: Recipe, gpu: Gpu, num_gpus: int) -> Iterator[dict[str, A
         yield {**base, "model.load_in_4bit": True}
 
 
+def tried(recipe: Recipe, gpu: Gpu, num_gpus: int = 1) -> list[str]:
+    """What `settings_for` tries, in words."""
+    keys = {key for changes in _candidates(recipe, gpu, num_gpus) for key in changes}
+    words = {"training.parallel": "FSDP2", "model.load_in_4bit": "4 bits"}
+    return [*(text for key, text in words.items() if key in keys), "smaller packs", "more checkpointing"]
+
+
 def _packs(recipe: Recipe) -> list[int]:
     """From the recipe's down to its longest turn, by halves."""
     sizes = [recipe.sequence.budget]

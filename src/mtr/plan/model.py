@@ -18,6 +18,7 @@ from mtr.model.config import check_config, vocabulary_size
 from mtr.model.flops import FlopCounter, cost_of
 from mtr.model.loading import switch_noise_off
 from mtr.model.lora import add_lora
+from mtr.model.probe import judge
 from mtr.model.strategy import decide, decided
 from mtr.plan.sizes import Model
 from mtr.recipe.model_config import read_config
@@ -66,12 +67,13 @@ def read_model(recipe: Recipe) -> Known:
         return Known(recipe, Model(missing=f"{why}, so FLOPs, memory and time are not known"))
     switch_noise_off(config)
     decision = decide(recipe, config)
-    text = text_config(config)
+    text, trusted = text_config(config), recipe.model.trust_remote_code
     model = Model(
         config,
         layers=int(text.num_hidden_layers),
         routed=bool(getattr(text, "num_experts_per_tok", None)),
         reason=decision.reason,
+        inexact=None if decision.strategy == "single_pass" else judge(config, recipe.sequence.max_length, trusted).tree,
     )
     try:
         counter, parameters, trainable = _count(recipe, config)

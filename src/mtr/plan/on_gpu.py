@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
 
 from mtr.errors import UserError
 from mtr.model.checkpointing import MODES
@@ -61,22 +64,47 @@ class _Imagined:
         return None
 
     def _timed(self, made: GpuPlan, price: float | None) -> GpuPlan:
+        """With time and cost, as far as they can be told; else with the reason."""
         run, model, recipe = self._plan.run, self._plan.model, self._plan.recipe
         assert made.fit is not None
-        problem = None
-        if self._needs.dtype.itemsize > 2:
-            problem = "time is not estimated in float32: the peak rates are of 16 bits (model.dtype: bfloat16)"
-        elif run.flops is None or run.packs is None:
-            problem = "time is not known for a stream without training.max_steps"
-        elif run.flops.total != run.flops.total:
-            problem = "time is not known: the config does not tell how much some layers compute"
+        if made.instead is None and made.fit.in_words == "does not fit":
+            return made
+        fit, changes = (made.instead.fit, made.instead.changes) if made.instead else (made.fit, {})
+        problem = self._untimed(made.gpu, bool(changes))
         if problem is not None or run.flops is None or run.packs is None:
-            return GpuPlan(made.gpu, made.number, made.fit, problem, instead=made.instead, lighter=made.lighter)
-        fit = made.instead.fit if made.instead else made.fit
-        in_4_bits = recipe.model.load_in_4bit or bool(made.instead and made.instead.changes.get("model.load_in_4bit"))
+            return replace(made, problem=problem)
+        in_4_bits = recipe.model.load_in_4bit or bool(changes.get("model.load_in_4bit"))
         setting = Setting(fit.checkpointing, recipe.lora is None, model.routed, in_4_bits)
         time = duration(run.flops, run.packs, model.layers, setting, made.gpu, made.number)
         cost = None
         if price is not None:
             cost = (price * made.number * time.seconds[0] / 3600, price * made.number * time.seconds[1] / 3600)
-        return GpuPlan(made.gpu, made.number, made.fit, None, time, cost, made.instead, made.lighter)
+        return replace(made, problem=self._left_out(fit), duration=time, cost=cost)
+
+    def _untimed(self, gpu: Gpu, changed: bool) -> str | None:
+        """Why time is not told."""
+        run, dtype = self._plan.run, self._needs.dtype
+        if run.flops is None or run.packs is None:
+            return "time is not known for a stream without training.max_steps"
+        if run.flops.total != run.flops.total:
+            return "time is not known: the config does not tell how much some layers compute"
+        if not run.flops.total:
+            return "time is not told, as no turn would be trained"
+        if changed:  # these are in 16 bits that the GPU has
+            return None
+        if dtype.itemsize > 2:
+            return "time is not estimated in float32: the peak rates are of 16 bits (model.dtype: bfloat16)"
+        if dtype == torch.bfloat16 and not gpu.bf16:
+            return f"{gpu.name} has no units for bfloat16, so time is not told (model.dtype: float16)"
+        return None
+
+    def _left_out(self, fit: Fit) -> str | None:
+        """What time leaves out with smaller packs."""
+        plan, lengths = self._plan, self._plan.lengths
+        largest = plan.largest_pack if plan.recipe.sequence.merge == "step" else lengths["conversation"].maximum
+        if not plan.is_single_pass or fit.tokens >= min(largest, self._tokens):
+            return None
+        return (
+            f"packs of {fit.tokens:,} tokens cut what is longer, and some tokens are then computed more than once: "
+            "time leaves that out"
+        )

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from mtr.tree.packing import build_layouts
 STREAMED = 1000
 """Rows of a stream that are counted unless it is said how many."""
 STOPS_AT_REACH = "the model does not go with its tokenizer or sequence.max_length"
+STOPS_WITHOUT_STEPS = "training.max_steps is missing"
 ROLE_ROWS = 30
 """Conversations whose tokens are told apart by role: that renders their prompts once more."""
 
@@ -62,12 +64,16 @@ def plan(recipe: Recipe, rows: int | None = None, num_processes: int = 1, shown:
     builder = Builder(recipe, renderer, num_processes=num_processes, cost=known.cost, vocabulary=known.vocabulary)
     taken, about = _rows(recipe, rows)
     tally, roles = Tally(builder, known.counter), _Roles(builder, about.counted)
-    size = recipe.training.conversations_per_step
+    size, number = recipe.training.conversations_per_step, 0
     for number, row in enumerate(shown(taken, about.counted) if shown else taken, 1):
         roles.add(row, tally.add(row))
         if number % size == 0:
             tally.end_step()
     tally.end_step()
+    if number < about.counted:  # a stream that ends
+        if not number:
+            raise UserError("data: the stream has no rows")
+        about = replace(about, counted=number, of_epoch=number)
     report = tally.audit.report(about.of_epoch)
     refused, warnings = _reach(known, tokenizer)
     single, per_turn = (_work(tally.ways[name], known.counter) for name in ("single_pass", "per_turn"))
@@ -78,13 +84,14 @@ def plan(recipe: Recipe, rows: int | None = None, num_processes: int = 1, shown:
         report=report,
         rows=about,
         conversations=tally.conversations,
+        unmerged=sum(tally.lengths["conversation"]),
         supervised=tally.supervised,
         single_pass=single,
         per_turn=per_turn,
         history=tally.continued.history,
         continued=(tally.continued.yes, tally.continued.no),
         lengths={name: found for name, values in tally.lengths.items() if (found := spread(values))},
-        stops={**refused, **report.stops, **tally.stops},
+        stops={**refused, **_endless(recipe, about), **report.stops, **tally.stops},
         warnings=warnings,
         largest_pack=tally.largest_pack,
         roles=roles.tokens,
@@ -103,13 +110,19 @@ def _reach(known: Known, tokenizer: Any) -> tuple[dict[str, str], tuple[str, ...
         return {STOPS_AT_REACH: str(error)}, ()
 
 
+def _endless(recipe: Recipe, rows: Rows) -> dict[str, str]:
+    if not rows.streamed or recipe.training.max_steps is not None:
+        return {}
+    return {STOPS_WITHOUT_STEPS: "of a stream, epochs cannot be counted"}
+
+
 def _rows(recipe: Recipe, most: int | None) -> tuple[Iterator[Row], Rows]:
     """The rows of the first epoch in its order, or some of them."""
     seed, size = recipe.training.seed, recipe.training.conversations_per_step
     data, held_out = open_training_data(recipe.data.model_copy(update={"on_bad_row": "skip"}), seed)
     if isinstance(data, Stream):
         number = most or STREAMED
-        return itertools.islice(data.rows(0, seed, recipe.data.shuffle), number), Rows(number, None)
+        return itertools.islice(data.rows(0, seed, recipe.data.shuffle), number), Rows(number, None, streamed=True)
     order = data.epoch(0, seed, recipe.data.shuffle, size)
     total, held = len(order), 0 if held_out is None else held_out.num_rows
     if not total:
@@ -160,12 +173,13 @@ def _run(recipe: Recipe, rows: Rows, work: Work, packs: int) -> Run:
     training, size = recipe.training, recipe.training.conversations_per_step
     of_epoch = None if rows.of_epoch is None else math.ceil(rows.of_epoch / size)
     steps = training.max_steps
-    if steps is None and of_epoch is not None:
+    if steps is None and of_epoch is not None and not rows.streamed:
         steps = max(1, math.ceil(training.num_train_epochs * of_epoch))
     if steps is None:
         return Run(None, None, None, None, None)
-    # an epoch's last step may be a small one, so whole epochs are counted by their rows
-    epochs = 1.0 if of_epoch is None else steps / of_epoch
-    factor = epochs * (rows.of_epoch or steps * size) / rows.counted
+    taken = steps * size
+    if rows.of_epoch is not None and of_epoch is not None:  # an epoch's last step may be a small one
+        taken = steps // of_epoch * rows.of_epoch + steps % of_epoch * size
+    factor = taken / rows.counted
     flops = work.flops and Flops(*(factor * part for part in vars(work.flops).values()))
     return Run(steps, of_epoch, round(factor * work.way.tokens), math.ceil(factor * packs), flops)

@@ -7,8 +7,9 @@ from typing import Any
 
 from mtr.checks.role_colours import ON_WHITE
 from mtr.checks.roles import ROLES
+from mtr.files import written_whole
 from mtr.plan.lengths import Spread
-from mtr.plan.result import Plan
+from mtr.plan.result import LITTLE, Plan
 
 _ONE, _APART = ON_WHITE["response"], "#b7c0cc"
 _LENGTHS = {
@@ -22,7 +23,7 @@ _LENGTHS = {
 def draw(plan: Plan, path: Path) -> None:
     """
     Args:
-        path: its suffix is the format.
+        path: its suffix is the format; replaced when the picture is whole.
 
     Raises:
         OSError: it cannot be written.
@@ -39,19 +40,21 @@ def draw(plan: Plan, path: Path) -> None:
             _histogram(plan.lengths[name], title, axes)
         else:
             axes.set_axis_off()
-    sample = f", {plan.rows.counted:,} of {plan.rows.of_epoch or 0:,} rows" if plan.rows.is_sample else ""
-    drawing.suptitle(_title(plan) + sample, fontsize=12, x=0.01, ha="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(path, dpi=150)
+    drawing.suptitle(_title(plan), fontsize=12, x=0.01, ha="left")
+    with written_whole(path) as partial:
+        drawing.savefig(partial, dpi=150)
 
 
 def _title(plan: Plan) -> str:
-    what = "FLOPs" if plan.by_flops else "tokens"
+    """What it comes to, and by how many rows."""
+    what, rows = "FLOPs" if plan.by_flops else "tokens", plan.rows
+    said = f"one pass needs {plan.limit or 0:.2f} times fewer {what} than one pass per turn"
     if plan.limit is None:
-        return "no turn would be trained"
-    if plan.history == "kept" and plan.is_single_pass:
-        return "turns are one path: one pass saves nothing over ordinary training"
-    return f"one pass needs {plan.limit:.2f} times fewer {what} than one pass per turn"
+        said = "no turn would be trained"
+    elif plan.history == "kept" and plan.is_single_pass and plan.merged < LITTLE:
+        said = "turns are one path: one pass saves nothing over ordinary training"
+    of = "a stream" if rows.of_epoch is None else f"{rows.of_epoch:,}"
+    return f"{said}, {rows.counted:,} rows of {of}" if rows.is_sample else said
 
 
 def _work(plan: Plan, axes: Any) -> None:
@@ -64,10 +67,10 @@ def _work(plan: Plan, axes: Any) -> None:
     if plan.by_flops:
         rows.append(("FLOPs", one.total or 0, apart.total or 0))
     for number, (_, few, many) in enumerate(rows):
-        share = few / many if many else 0.0
-        axes.barh(number - 0.2, 1.0, 0.36, color=_APART, label="one pass per turn" if not number else None)
+        share, whole = (few / many, 1.0) if many else (0.0, 0.0)
+        axes.barh(number - 0.2, whole, 0.36, color=_APART, label="one pass per turn" if not number else None)
         axes.barh(number + 0.2, share, 0.36, color=_ONE, label="one pass" if not number else None)
-        axes.annotate(f" {_amount(many)}", (1.0, number - 0.2), va="center", fontsize=8)
+        axes.annotate(f" {_amount(many)}", (whole, number - 0.2), va="center", fontsize=8)
         axes.annotate(f" {_amount(few)}", (share, number + 0.2), va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows], fontsize=9)
     axes.set_xlim(0, 1.12)
@@ -111,7 +114,16 @@ def _roles(plan: Plan, axes: Any) -> None:
 
 def _histogram(spread: Spread, title: str, axes: Any) -> None:
     widths = [right - left for left, right in zip(spread.edges, spread.edges[1:], strict=False)]
-    axes.bar(spread.edges[:-1], spread.counts, widths, align="edge", color="#7a8797", edgecolor="white", linewidth=0.5)
+    middle = 0.5 if spread.edges[-1] > spread.maximum else 0.0  # a number of its own has its bar over it
+    axes.bar(
+        [left - middle for left in spread.edges[:-1]],
+        spread.counts,
+        widths,
+        align="edge",
+        color="#7a8797",
+        edgecolor="white",
+        linewidth=0.5,
+    )
     axes.axvline(spread.median, color="#c1121f", linewidth=1.2, linestyle="--")
     axes.set_title(f"{title}\nmedian {spread.median:,}, most {spread.maximum:,}", fontsize=8.5)
     axes.tick_params(labelsize=7)

@@ -16,6 +16,9 @@ from mtr.plan.sizes import Model
 from mtr.plan.ways import History, Way
 from mtr.recipe.sections import Recipe
 
+LITTLE = 1.1
+"""A limit below which one pass saves next to nothing."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -23,11 +26,12 @@ class Rows:
 
     counted: int
     of_epoch: int | None
-    """Rows that an epoch takes; None for a stream."""
+    """Rows that an epoch takes; None for a stream that was not read to its end."""
     held_out: int = 0
     """For evaluation, by `data.eval_fraction`."""
     seed: int | None = None
     """Of the draw, if only some of them were counted."""
+    streamed: bool = False
 
     @property
     def is_sample(self) -> bool:
@@ -66,7 +70,7 @@ class GpuPlan:
     """How many of them train together."""
     fit: Fit | None = None
     problem: str | None = None
-    """Why there is no estimate, of memory or of time."""
+    """Why there is no estimate of memory or of time, or what it leaves out."""
     duration: Duration | None = None
     cost: tuple[float, float] | None = None
     """Of the run, in the currency of the price."""
@@ -86,6 +90,8 @@ class Plan:
     rows: Rows
     conversations: int
     """With a trained turn."""
+    unmerged: int
+    """Tokens of one pass over each conversation, without what `sequence.merge: step` saves."""
     supervised: int
     """Tokens."""
     single_pass: Work
@@ -137,6 +143,11 @@ class Plan:
         if self.by_flops:
             return (apart.total or 0.0) / (one.total or 1.0)
         return apart.way.tokens / one.way.tokens
+
+    @property
+    def merged(self) -> float:
+        """Tokens of one pass over each conversation, over those with what `sequence.merge: step` merges."""
+        return self.unmerged / self.single_pass.way.tokens if self.unmerged else 1.0
 
     @property
     def expected(self) -> float | None:

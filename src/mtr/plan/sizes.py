@@ -18,5 +18,7 @@ class Model:
     """To experts."""
     reason: str | None = None
     """Why it is trained per turn; None if it is not, or if the recipe says so."""
+    inexact: str | None = None
+    """Why one pass would not be exact, where the recipe says that turns are trained one by one."""
     missing: str | None = None
     """Why FLOPs, memory and time are not known."""

@@ -17,6 +17,7 @@ from mtr.cli.views.work import with_unit
 from mtr.console import ASCII_BLOCKS, BLOCKS, block
 from mtr.plan.fit import Fit
 from mtr.plan.lengths import Spread
+from mtr.plan.memory import tried
 from mtr.plan.result import GpuPlan, Plan
 
 _LENGTHS = {
@@ -75,12 +76,12 @@ class _View:
             pairs.append(("skipped", f"{count(skipped, 'row')}, see below"))
         untrained = sum(plan.untrained.values())
         conversations = count(plan.conversations, "conversation")
-        left = f", {untrained:,} of them not trained (see below)" if untrained else ", all of them trained"
-        pairs.append(("turns", f"{report.turns:,}{left}, in {conversations}"))
-        tokens = plan.single_pass.way.tokens
-        if tokens:
-            share = plan.supervised / tokens
-            pairs.append(("supervised", f"{plan.supervised:,} of {tokens:,} tokens of one pass ({share:.0%})"))
+        left = f"{untrained:,} of them not trained (see below)" if untrained else "all of them trained"
+        turns = f"{report.turns:,}, {left}; {conversations} with a trained one"
+        pairs.append(("turns", turns if report.turns else "none"))
+        if plan.unmerged:
+            share, of = plan.supervised / plan.unmerged, "of one pass over each conversation"
+            pairs.append(("supervised", f"{plan.supervised:,} of {plan.unmerged:,} tokens {of} ({share:.0%})"))
         pairs.append(("history", _history(plan)))
         for label, text in pairs:
             self._fact(label, text)
@@ -102,7 +103,8 @@ class _View:
             groups["conversations cut"] = {f"trees more than conversations: sequence.max_tokens ({budget:,})": cut}
         for title, found in groups.items():
             if found:
-                self._out.print(f"\n[bold]{title}[/]")
+                of = f", {sum(found.values()):,} in all" if found is report.unreadable else ""  # each has its own text
+                self._out.print(f"\n[bold]{title}[/]{of}")
             for text, number in list(found.items())[:6]:
                 example = report.examples.get(text)
                 where = f" (first: {example})" if example else ""
@@ -204,14 +206,13 @@ class _View:
             mark = "*" if gpu.instead else ""
             fits, colour = {"fits": ("yes", "green"), "tight": ("tight", "yellow")}.get(gpu.fit.in_words, ("no", "red"))
             mode = (gpu.instead.fit if gpu.instead else gpu.fit).checkpointing
-            possible = gpu.instead or gpu.fit.in_words != "does not fit"
             table.add_row(
                 gpu.gpu.name,
                 f"{_gib(gpu.fit)} of {gpu.gpu.memory_gib:.0f}",
                 f"[{colour}]{fits}[/]",
                 f"{mode}{mark}",
-                _time(gpu.duration.seconds) if gpu.duration and possible else "-",
-                *([_money(gpu.cost) if gpu.cost and possible else "-"] if priced else []),
+                _time(gpu.duration.seconds) if gpu.duration else "-",
+                *([_money(gpu.cost) if gpu.cost else "-"] if priced else []),
             )
         return table
 
@@ -253,8 +254,8 @@ def _advice(plan: Plan, found: Sequence[GpuPlan]) -> Iterator[str]:
             )
             said.setdefault(f"* {{}}: with {changes} ({_gib(gpu.instead.fit)} GiB)", []).append(gpu.gpu.name)
         elif gpu.fit is not None and not gpu.fit.fits:
-            what = "4 bits, smaller packs and more checkpointing do not make it fit"
-            said.setdefault(f"{{}}: {what}", []).append(gpu.gpu.name)
+            *some, last = tried(plan.recipe, gpu.gpu, gpu.number)
+            said.setdefault(f"{{}}: {', '.join(some)} and {last} do not make it fit", []).append(gpu.gpu.name)
         if gpu.lighter is not None:
             key = f"training.gradient_checkpointing={gpu.lighter.checkpointing}"
             said.setdefault(f"{{}}: {key} fits, too, and recomputes less", []).append(gpu.gpu.name)
@@ -265,11 +266,18 @@ def _advice(plan: Plan, found: Sequence[GpuPlan]) -> Iterator[str]:
 def _assumptions(found: Sequence[GpuPlan]) -> Iterator[str]:
     if not found:
         return
-    if timed := next((gpu.duration for gpu in found if gpu.duration), None):
-        low, high = timed.share
+    shares: dict[tuple[float, float], list[str]] = {}
+    for gpu in found:
+        if gpu.duration:
+            shares.setdefault(gpu.duration.share, []).append(gpu.gpu.name)
+    if shares:
+        each = [
+            f"{low:.0%} to {high:.0%}" + (f" ({', '.join(names)})" if len(shares) > 1 else "")
+            for (low, high), names in shares.items()
+        ]
         yield (
-            f"time: at {low:.0%} to {high:.0%} of the dense 16-bit peak, recomputation counted; this share is assumed, "
-            "not measured. Without evaluation, generation and start"
+            f"time: at {', '.join(each)} of the dense 16-bit peak, recomputation counted, and no less than kernel "
+            "launches take; both are assumed, not measured. Without evaluation, generation and start"
         )
     yield "GiB: all tensors that are alive at a time, to these with fragmentation and CUDA's context"
 
