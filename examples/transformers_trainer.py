@@ -34,6 +34,7 @@ def main() -> None:
     train = train.map(to_trees, batched=True, remove_columns=train.column_names)
     held_out = datasets.load_dataset("text", data_files=options.eval, split="train")
     held_out = held_out.map(to_trees, batched=True, remove_columns=held_out.column_names)
+    held_out = held_out.filter(lambda row: len(row["weight"]) > 0)  # a row without a trained turn has no loss
     counts = mtr.count_turns(train)
     print(f"{counts.turns:,} turns in {counts.tokens:,} tokens; {counts.per_turn_tokens:,} if each were a sequence")
     print(f"not trained: {dict(counts.untrained_turns) or 'nothing'}")

@@ -42,7 +42,7 @@ NAMES: dict[str, dict[str, Any]] = {
         "overlong": "drop",
     },
     "TreeCollator": {"pad_to_multiple_of": None},
-    "TreeTrainerMixin": {"model": None, "args": None, "others": REQUIRED, "options": REQUIRED},
+    "TreeTrainerMixin": {"model": None, "args": None, "options": REQUIRED},
     "UserError": {},
     "count_turns": {"trees": REQUIRED},
     "load": {
@@ -57,7 +57,7 @@ NAMES: dict[str, dict[str, Any]] = {
     "tree_attention": {"model": REQUIRED, "attention": "auto", "max_length": None},
 }
 """Each with its arguments and their defaults."""
-POSITIONAL = {"tokenizer", "pad_to_multiple_of", "trees", "name_or_path", "model", "args", "others"}
+POSITIONAL = {"tokenizer", "pad_to_multiple_of", "trees", "name_or_path", "model", "args"}
 """Arguments that may be given without their names."""
 
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,73 @@ def test_generation_in_between_training(models: Models) -> None:
     assert float(model(**batch_of()).loss.detach()) == first
 
 
+@pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"num_beams": 2}])
+def test_masks_of_generation_are_the_models_own(models: Models, options: dict[str, Any]) -> None:
+    """They are made before the model is called, for the attention that it has then."""
+    plain = transformers.AutoModelForCausalLM.from_pretrained(str(models("qwen3"))).eval()
+    ids, mask = torch.randint(0, 60, (2, 12)), torch.ones(2, 12, dtype=torch.int64)
+    mask[0, :5] = 0
+    asked: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, **options}
+    expected = plain.generate(ids, attention_mask=mask, **asked)
+    assert torch.equal(mtr.load(str(models("qwen3"))).eval().generate(ids, attention_mask=mask, **asked), expected)
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).eval()
+    with mtr.tree_attention(adapted):
+        assert torch.equal(adapted.generate(input_ids=ids, attention_mask=mask, **asked), expected)
+    assert not {"forward", "generate", "mtr_trees"} & set(vars(plain))
+
+
+def test_a_model_has_its_own_attention_without_trees(models: Models) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(models("qwen3")), attn_implementation="eager")
+    ids = torch.randint(0, 60, (1, 6))
+    expected = model(input_ids=ids, output_attentions=True).attentions
+    with mtr.tree_attention(model):
+        found = model(input_ids=ids, output_attentions=True).attentions
+    assert len(found) == len(expected) > 0
+    assert all(map(torch.equal, found, expected))
+
+
+def test_trees_while_it_generates(models: Models) -> None:
+    """Of two threads, one would compute with the other's attention."""
+    model, batch, ids = mtr.load(str(models("qwen3"))).eval(), batch_of(), torch.zeros(1, 4, dtype=torch.int64)
+    words = "called over trees and without them at the same time, and has one attention at a time"
+    with pytest.raises(mtr.UserError, match=words):
+        model.generate(ids, max_new_tokens=1, pad_token_id=0, logits_processor=[lambda *_: model(**batch)])
+    hook = model.model.layers[0].register_forward_pre_hook(lambda *_: model(input_ids=ids))
+    with pytest.raises(mtr.UserError, match=words):
+        model(**batch)
+    hook.remove()
+    assert model(**batch).loss > 0
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_backward_after_the_block(models: Models, reentrant: bool) -> None:
+    """Layers that are computed again would be so with the model's own attention, to other gradients."""
+    model, batch = load(models("qwen3")).train(), batch_of()
+    with mtr.tree_attention(model):
+        expected = gradients(model, model(**batch).loss)
+        loss = model(**batch).loss
+    found = gradients(model, loss)
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    with mtr.tree_attention(model):
+        loss = model(**batch).loss
+    with pytest.raises(mtr.UserError, match="the model has no tree attention now: call backward within"):
+        gradients(model, loss)
+
+
+def test_a_compiled_model(models: Models) -> None:
+    """Dynamo leaves calls over trees as they are."""
+    model, batch = mtr.load(str(models("qwen3"))).train(), batch_of()
+    expected = model(**batch).loss
+    try:
+        assert torch.equal(torch.compile(model, backend="eager")(**batch).loss, expected)  # type: ignore[no-untyped-call]
+    finally:
+        torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing_changes_nothing(models: Models, reentrant: bool) -> None:
     model, batch = load(models("qwen3")).train(), batch_of()
@@ -183,8 +251,10 @@ def test_copies_and_saved_models(models: Models, tmp_path: Path) -> None:
     with torch.no_grad():
         twin = copy.deepcopy(model)
         for parameter in twin.parameters():
-            parameter.mul_(1.1)
+            parameter.copy_(torch.randn_like(parameter))
         assert float(twin(**batch).loss) != float(model(**batch).loss)
+        ids, asked = torch.randint(0, 60, (1, 12)), {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+        assert not torch.equal(twin.generate(ids, **asked), model.generate(ids, **asked))
     model.save_pretrained(str(tmp_path / "saved"))
     assert "mtr" not in (tmp_path / "saved" / "config.json").read_text()
     again = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "saved"))
@@ -232,6 +302,21 @@ def test_what_it_cannot_compute_is_refused(models: Models) -> None:
     trees = replace(batch["attention_mask"], largest_id=10**6)
     with pytest.raises(mtr.UserError, match="token id 1000000, and the model has embeddings for"):
         model(**batch | {"attention_mask": trees})
+
+
+def test_another_forward_is_refused(models: Models) -> None:
+    """As Liger puts one in place of that of a model."""
+    model, batch = mtr.load(str(models("qwen3"))), batch_of()
+    model.forward = MethodType(type(model).forward, model)
+    with pytest.raises(mtr.UserError, match=r"so no loss of trees is computed: .*, as use_liger_kernel does"):
+        model(**batch)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, lambda model: model.model, type])
+def test_what_is_no_causal_lm(models: Models, wrap: Callable[[Any], Any]) -> None:
+    given = wrap(transformers.AutoModelForCausalLM.from_pretrained(str(models("qwen3"))))
+    with pytest.raises(mtr.UserError, match=r"is no causal LM of transformers; give it the model itself, before DDP"):
+        mtr.tree_attention(given).__enter__()
 
 
 def test_models_that_are_not_exact(models: Models, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate.state import AcceleratorState
 from support.integrations import STEPS, adapted, arguments, dataset, losses, mtr_losses, quickstart_rows
 from support.paths import ROOT
 from support.tree_trainer import WEIGHTS, MixedTrainer
@@ -49,6 +50,13 @@ def trl(model: Any, folder: Path, trees: Any, accumulation: int = 1, **options: 
     args = arguments(library.SFTConfig, folder, accumulation, **options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model.config.name_or_path)
     return kind(model=model, args=args, train_dataset=trees, processing_class=tokenizer)
+
+
+@pytest.fixture
+def state_of_accelerate() -> Iterator[None]:
+    """Without the precision that a test trains in."""
+    yield
+    AcceleratorState._reset_state()
 
 
 TRAINERS: dict[str, Callable[..., Any]] = {"transformers": counted, "mixin": mixed, "trl": trl}
@@ -134,6 +142,71 @@ def test_evaluation_is_the_mean_of_its_batches(models: Models, tmp_path: Path) -
         assert found == pytest.approx(expected, rel=NOISE)
 
 
+def test_evaluation_without_a_trained_turn(models: Models, tmp_path: Path) -> None:
+    """It has no loss, and 0 would be half of the mean."""
+    rows = quickstart_rows(2)
+    rows[0]["messages"] = [{**m, "train": m["role"] != "assistant"} for m in rows[0]["messages"]]
+    rows[1]["messages"] = [{**m, "train": True} for m in rows[1]["messages"]]
+    trees = dataset(rows)
+    assert [len(ids) > 0 for ids in trees["input_ids"]] == [False, True]
+    model = mtr.load(str(models("qwen3")))
+    for make in (counted, mixed):
+        trainer = make(model, tmp_path / "out", trees, per_device_eval_batch_size=1)
+        trainer.remove_callback(transformers.PrinterCallback)
+        with pytest.raises(
+            mtr.UserError, match=r"no mean, .* as in `trees\.filter\(lambda row: len\(row\['weight'\]\) > 0"
+        ):
+            trainer.evaluate(trees)
+        left = trees.filter(lambda row: len(row["weight"]) > 0)
+        trainer.args.per_device_eval_batch_size = 2
+        assert trainer.evaluate(left)["eval_loss"] == trainer.evaluate(trees)["eval_loss"] > 0
+    assert model.eval()(**mtr.TreeCollator()([trees[0]]), num_items_in_batch=5.0).loss == 0, "of a loop's own sum"
+
+
+@pytest.mark.parametrize(("name", "lora"), [("transformers", False), ("trl", True)])
+def test_resumed_within_an_epoch(models: Models, tmp_path: Path, name: str, lora: bool) -> None:
+    trees = dataset(quickstart_rows(24))
+    asked: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "accumulation": 2}
+
+    def made(folder: str) -> Any:
+        model = mtr.load(str(models("qwen3")))
+        model = adapted(model) if lora else model
+        return TRAINERS[name](model, tmp_path / folder, trees, train_sampling_strategy="random", **asked)
+
+    class Stop(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = state.global_step == 2
+
+    expected = losses(made("whole"))
+    first = made("halves")
+    first.add_callback(Stop())
+    assert losses(first) == expected[:2]
+    again = made("halves")
+    again.remove_callback(transformers.PrinterCallback)
+    again.train(resume_from_checkpoint=True)
+    assert [line["loss"] for line in again.state.log_history if "loss" in line] == expected
+
+
+@pytest.mark.usefixtures("state_of_accelerate")
+def test_mixed_precision_before_and_after(models: Models, tmp_path: Path) -> None:
+    """accelerate puts autocast around a forward once, so each forward has to be new to it."""
+    trees = dataset(quickstart_rows(4))
+
+    def loss(model: Any, **options: Any) -> list[float]:
+        return losses(counted(model, tmp_path / "out", trees, max_steps=1, learning_rate=0.0, **options))
+
+    expected = loss(mtr.load(str(models("qwen3"))), bf16=True)
+    assert expected != loss(mtr.load(str(models("qwen3"))))
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(models("qwen3")))
+    before = set(vars(model))
+    for _ in range(2):
+        with mtr.tree_attention(model):
+            assert loss(model, bf16=True) == expected
+        assert set(vars(model)) == before
+        model._is_accelerate_prepared = True  # as by a trainer without trees
+        before |= {"_is_accelerate_prepared"}
+
+
 def test_workers_and_the_count_of_tokens(models: Models, tmp_path: Path) -> None:
     trees, found = dataset(quickstart_rows(16)), []
     other: dict[str, Any] = {"dataloader_num_workers": 1, "include_num_input_tokens_seen": "non_padding"}
@@ -172,6 +245,9 @@ def test_several_processes_follow_one(models: Models, tmp_path: Path) -> None:
         ({"eval_packing": True}, "eval_packing=True does not go with trees"),
         ({"padding_free": True}, "padding_free=True does not go with trees"),
         ({"assistant_only_loss": True}, "assistant_only_loss=True does not go with trees"),
+        ({"completion_only_loss": True}, "completion_only_loss=True does not go with trees"),
+        ({"completion_only_loss": False}, "completion_only_loss=False does not go with trees"),
+        ({"chat_template_path": "x.jinja"}, "chat_template_path='x.jinja' does not go with trees: trees were rendered"),
         ({"router_aux_loss_coef": 0.1}, "router_aux_loss_coef=0.1 does not go with trees"),
         ({"loss_type": "dft"}, "loss_type='dft' does not go with trees"),
         ({"dataset_kwargs": None}, r"set dataset_kwargs={'skip_prepare_dataset': True}"),
@@ -189,6 +265,31 @@ def test_what_the_mixin_refuses(tmp_path: Path, options: dict[str, Any], words: 
 def test_what_needs_logits_is_refused(name: str) -> None:
     with pytest.raises(mtr.UserError, match=f"{name} needs the logits"):
         MixedTrainer(**{name: print})
+
+
+def test_what_trl_would_do_to_the_data_is_refused(models: Models, tmp_path: Path) -> None:
+    """Its own arguments are made of others, which do not say so."""
+    library = pytest.importorskip("trl")
+    kind = type("Trainer", (mtr.TreeTrainerMixin, library.SFTTrainer), {})
+    with pytest.raises(mtr.UserError, match="formatting_func would never be called"):
+        kind(formatting_func=print)
+    with pytest.raises(mtr.UserError, match=r"set dataset_kwargs={'skip_prepare_dataset': True}"):
+        kind(
+            model=mtr.load(str(models("qwen3"))),
+            args=arguments(transformers.TrainingArguments, tmp_path / "out"),
+            train_dataset=dataset(quickstart_rows(4)),
+            processing_class=transformers.AutoTokenizer.from_pretrained(str(models("qwen3"))),
+        )
+
+
+def test_tokens_before_a_sequence_are_refused(models: Models, tmp_path: Path) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = get_peft_model(
+        mtr.load(str(models("qwen3"))), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
+    with pytest.raises(mtr.UserError, match="prompt and prefix tuning, which put tokens before a sequence, cannot be"):
+        losses(mixed(model, tmp_path / "out", dataset(quickstart_rows(4))))
 
 
 def test_what_else_the_mixin_refuses(models: Models, tmp_path: Path) -> None:

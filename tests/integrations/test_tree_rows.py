@@ -144,6 +144,7 @@ def test_bad_rows(caplog: pytest.LogCaptureFixture) -> None:
     [
         ({"words": ["Hi."]}, "no 'messages' column (found: words)"),
         ({"text": ["Hi."]}, "row 0 of a batch: not valid JSON"),
+        ({"text": [1]}, "no 'messages' column (found: text)"),
         ({"messages": [{"role": "user", "content": "Hi."}]}, "dataset.map(builder, batched=True, ...)"),
         ({"prompt": "Hi.", "completion": "Hello."}, "dataset.map(builder, batched=True, ...)"),
     ],
@@ -257,10 +258,30 @@ def test_lines_of_json_keep_the_order_of_keys(tmp_path: Path, caplog: pytest.Log
     assert mtr.count_turns(trees["table"]).remarks[TABLE_ORDER] == 2
     assert TABLE_ORDER not in mtr.count_turns(trees["text"]).remarks
     assert caplog.text.count(TABLE_ORDER) == 1
+    assert mtr.count_turns(builder({"text": [json.dumps(rows[0]), None]})).conversations == 1
     bad = '{"messages": ['
     assert "row 1 of a batch: not valid JSON" in refused(builder, {"text": [json.dumps(rows[0]), bad]})
     skipping = mtr.TreeBuilder(BASE, on_bad_row="skip")
     assert mtr.count_turns(skipping({"text": [bad, "", bad]})).skipped_rows == {"not valid JSON": 2}
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="this release of datasets has no columns of JSON")
+def test_columns_of_json_keep_the_order_of_keys(caplog: pytest.LogCaptureFixture) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"zip": None, "a": {}}}}]
+    rows = [{**calling(zip="1", street=None), "tools": tools}, {**calling(a="b"), "tools": None}]
+    builder = mtr.TreeBuilder(with_template("history thinking is stripped"))
+    expected = builder({"text": [json.dumps(row) for row in rows]})
+    kind = datasets.List(datasets.Json())
+    features = datasets.Features({"messages": kind, "tools": kind})
+    ways = {
+        "json": (datasets.Dataset.from_list(rows, features=features), True),
+        "table": (datasets.Dataset.from_list(rows), False),
+    }
+    for table, same in ways.values():
+        trees = table.map(builder, batched=True, remove_columns=table.column_names)
+        assert ([list(ids) for ids in trees["input_ids"]] == [list(ids) for ids in expected["input_ids"]]) == same
+        assert (TABLE_ORDER in mtr.count_turns(trees).remarks) != same
+    assert caplog.text.count(TABLE_ORDER) == 1
 
 
 @pytest.mark.slow

@@ -71,7 +71,8 @@ class Trees:
     def _refuse(self, *_: Any) -> NoReturn:
         raise UserError(
             "this batch holds trees, and the model would read it as one sequence: load the model with mtr.load, or "
-            "train inside `with mtr.tree_attention(model):`; TRL's SFTTrainer needs mtr.TreeTrainerMixin, too"
+            "train inside `with mtr.tree_attention(model):`; TRL's SFTTrainer needs mtr.TreeTrainerMixin, too; PEFT's "
+            "prompt and prefix tuning, which put tokens before a sequence, cannot be used"
         )
 
     ndim = shape = dtype = device = property(_refuse)

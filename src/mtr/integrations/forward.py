@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,11 +21,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from mtr.attention.choice import choose_backends, fastest, pad_to_multiple_of
-from mtr.attention.interface import use_own_attention, use_tree_attention
-from mtr.attention.model_parts import base_model, decoder, text_config
+from mtr.attention.interface import IMPLEMENTATION, with_own_attention
+from mtr.attention.model_parts import base_model, decoder, output_embeddings, text_config
 from mtr.errors import UserError
 from mtr.integrations.batch import Trees
 from mtr.integrations.columns import COLUMNS
@@ -37,6 +39,10 @@ from mtr.recipe.sections import BACKENDS, Backend
 SEVERAL_GPUS = "one process with several GPUs would cut a batch of trees: start with torchrun or accelerate launch"
 _STATE = "mtr_trees"
 """Attribute of a model that has the forward below."""
+_PREPARED = ("_original_forward", "_is_accelerate_prepared")
+"""By which accelerate knows that it has put autocast around the forward of a model."""
+_OWN = ("forward", "generate", *_PREPARED)
+"""Attributes that an instance has for as long as it has tree attention."""
 
 
 @dataclass
@@ -72,6 +78,8 @@ class _State:
     hook: Any = None
     backends: dict[tuple[str, torch.dtype], list[Backend]] = field(default_factory=dict)
     """By type of device and dtype; one of several is left once it was found to be the fastest."""
+    calls: Counter[str] = field(default_factory=Counter)
+    """Under way, over "trees" and "without" them: a model has one attention at a time."""
 
 
 @contextmanager
@@ -80,14 +88,23 @@ def tree_attention(
 ) -> Iterator[Any]:
     """Within it, a model takes batches of `TreeCollator` and returns their loss; then it is as it was.
 
+    `backward` belongs within it, too. Not for several threads at once.
+
     Args:
         model: a causal LM of transformers, with or without PEFT around it. One that has tree attention keeps it.
         attention: the backend.
         max_length: tokens of the longest turn; the positions that the model was made for if not given.
 
     Raises:
-        UserError: one pass over a tree would not be exact for this model, with the reason; or it has dropout.
+        UserError: this is no causal LM; one pass over a tree would not be exact for it, with the reason; or it has
+            dropout.
     """
+    base = base_model(model)
+    if not isinstance(base, PreTrainedModel) or output_embeddings(base) is None:
+        raise UserError(
+            f"mtr.tree_attention: {type(base).__name__} is no causal LM of transformers; give it the model itself, "
+            "before DDP, DataParallel or torch.compile is put around it"
+        )
     if has_trees(model):
         yield model
         return
@@ -120,7 +137,11 @@ def give_trees(model: Any, attention: Literal["auto", Backend] = "auto", max_len
     state = _State(attention, longest, was)
     state.hook = decoder(base).register_forward_pre_hook(_check_call, with_kwargs=True)
     setattr(base, _STATE, state)
-    base.forward = MethodType(_with_trees(type(base), was["forward"]), base)
+    for name in _PREPARED:
+        vars(base).pop(name, None)
+    base.forward = MethodType(_with_trees(type(base), _ordinary(base, "forward", was)), base)
+    if hasattr(base, "generate"):
+        base.generate = MethodType(_generation(_ordinary(base, "generate", was)), base)
 
 
 def take_trees(model: Any) -> None:
@@ -166,7 +187,7 @@ def _attributes(base: Any) -> dict[str, Any]:
     modules = [(module, {k: v for k, v in vars(module).items() if k in names}) for module in base.modules()]
     return {
         "attention": decoder(base).config._attn_implementation,
-        "forward": vars(base).get("forward"),
+        "own": {name: vars(base)[name] for name in _OWN if name in vars(base)},
         "modules": modules,
     }
 
@@ -177,18 +198,24 @@ def _restore(base: Any, was: dict[str, Any]) -> None:
         for name in ("mtr_span", "mtr_window"):
             vars(module).pop(name, None)
         vars(module).update(attributes)
-    vars(base).pop("forward", None)
-    if was["forward"] is not None:
-        base.forward = was["forward"]
+    for name in _OWN:
+        vars(base).pop(name, None)
+    vars(base).update(was["own"])
 
 
-def _with_trees(kind: type, own: Callable[..., Any] | None) -> Callable[..., Any]:
+def _ordinary(base: Any, name: str, was: dict[str, Any]) -> Callable[..., Any]:
+    """A method as it was before, to be called with the model, which may be a copy of this one."""
+    own = was["own"].get(name)
+    method: Callable[..., Any] = getattr(type(base), name) if own is None else lambda self, *a, **k: own(*a, **k)
+    return method
+
+
+def _with_trees(kind: type, ordinary: Callable[..., Any]) -> Callable[..., Any]:
     """The forward of a model. Trainers read in its signature which columns of the data it takes.
 
     Args:
-        own: of the instance, in place of that of its class.
+        ordinary: without trees.
     """
-    ordinary: Callable[..., Any] = kind.forward if own is None else lambda self, *a, **k: own(*a, **k)  # type: ignore[attr-defined]
 
     def forward(self: Any, *arguments: Any, **options: Any) -> Any:
         trees = options.get("attention_mask")
@@ -216,15 +243,50 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.Signature([*first, *new, *(rest or [inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)])])
 
 
+def _generation(ordinary: Callable[..., Any]) -> Callable[..., Any]:
+    """Masks and caches are made for the attention that the model has when it begins to generate."""
+
+    @functools.wraps(ordinary)
+    def generate(self: Any, *arguments: Any, **options: Any) -> Any:
+        with _own_attention(self):
+            return ordinary(self, *arguments, **options)
+
+    return generate
+
+
 @contextmanager
 def _own_attention(base: Any) -> Iterator[None]:
-    use_own_attention(base)
+    """Within it, the attention that the model had before."""
+    state: _State = getattr(base, _STATE)
+    with _under_way(state, "without", "trees"):
+        if state.calls["without"] > 1:
+            yield
+            return
+        with with_own_attention(base):
+            decoder(base).set_attn_implementation(state.was["attention"])
+            yield
+
+
+@contextmanager
+def _under_way(state: _State, kind: str, other: str) -> Iterator[None]:
+    """Counts a call for as long as it takes.
+
+    Raises:
+        UserError: a call that needs another attention has begun and not ended.
+    """
+    state.calls[kind] += 1
     try:
+        if state.calls[other]:
+            raise UserError(
+                "a model was called over trees and without them at the same time, and has one attention at a time: "
+                "call it from one thread, or copy it (copy.deepcopy)"
+            )
         yield
     finally:
-        use_tree_attention(base)
+        state.calls[kind] -= 1
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # Dynamo cannot trace a call that is handed trees
 def _loss_of(base: Any, trees: Trees, num_items: Any) -> TreeOutput:
     """
     Args:
@@ -241,11 +303,27 @@ def _loss_of(base: Any, trees: Trees, num_items: Any) -> TreeOutput:
     if batch.input_ids.shape[1] % multiple:
         raise UserError(f"attention on {key[0]} needs mtr.TreeCollator(pad_to_multiple_of={multiple})")
     model = TreeModel(base, *backends, choose=fastest)
-    loss = model(batch)
+    with _under_way(state, "trees", "without"):
+        loss = model(batch)
     state.backends[key] = list(model.backends)
     if trees.weight_sum:  # else the loss is 0, and so may be what it would be divided by
         loss = loss / (trees.weight_sum if num_items is None else num_items)
+    if loss.requires_grad and any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
+        loss.register_hook(functools.partial(_check_backward, base))
     return TreeOutput(loss=loss)
+
+
+def _check_backward(base: Any, gradient: Tensor) -> None:
+    """Before layers are computed again for their gradients.
+
+    Raises:
+        UserError: they would be, with another attention.
+    """
+    if decoder(base).config._attn_implementation != IMPLEMENTATION:
+        raise UserError(
+            "gradient checkpointing computes layers again in backward, and the model has no tree attention now: call "
+            "backward within `with mtr.tree_attention(model):`, and not while the model generates"
+        )
 
 
 def _check(base: Any, state: _State, trees: Trees, num_items: Any) -> None:
@@ -268,6 +346,12 @@ def _check(base: Any, state: _State, trees: Trees, num_items: Any) -> None:
     if isinstance(num_items, Tensor) and num_items.dim():
         raise UserError(SEVERAL_GPUS)
     counted = num_items is not None and not isinstance(num_items, float)
+    nothing_to_divide_by = not num_items if counted else num_items is None
+    if not trees.weight_sum and nothing_to_divide_by and not base.training:
+        raise UserError(
+            "a batch without a trained turn has no mean, and would count as 0 in that of an evaluation: leave out such "
+            "rows, as in `trees.filter(lambda row: len(row['weight']) > 0)`"
+        )
     if counted and trees.whole is None:
         raise UserError(
             f"the weights of this batch add up to {trees.weight_sum:g}, and the trainer counts whole labels only: put "
@@ -284,5 +368,6 @@ def _check_call(module: nn.Module, arguments: tuple[Any, ...], options: dict[str
     if options.get("tree") is None and isinstance(options.get("attention_mask"), Trees):
         raise UserError(
             "the trainer calls the decoder of the model by itself, so no loss of trees is computed: put "
-            "mtr.TreeTrainerMixin before its class, as in `class Trainer(mtr.TreeTrainerMixin, trl.SFTTrainer)`"
+            "mtr.TreeTrainerMixin before its class, as in `class Trainer(mtr.TreeTrainerMixin, trl.SFTTrainer)`, and "
+            "leave out what puts another forward in place of mtr's, as use_liger_kernel does"
         )

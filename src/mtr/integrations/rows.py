@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from mtr import __version__
 from mtr.chat.loading import load_renderer, load_tokenizer
 from mtr.chat.turn import CHOSEN
@@ -38,7 +40,7 @@ _UNNAMED = "the tokenizer"
 """No folder and no Hub id, so no generation config is looked for."""
 TABLE_ORDER = (
     "its tool calls or tools are objects, whose keys are in the order of the table and may not be in that of the file; "
-    "datasets.load_dataset('text', data_files=...) keeps lines of JSON as they are"
+    "datasets.load_dataset('text', data_files=...) and columns of datasets.Json() keep them as they are"
 )
 """A table has one order of keys for all rows, and a null for each that a row does not have."""
 
@@ -137,21 +139,27 @@ class TreeBuilder:
         Raises:
             UserError: a row is bad (see on_bad_row), or this is no batch.
         """
-        listed = _rows(rows, self._recipe.data.messages)
+        kept = _kept(rows)
+        listed = _rows(rows, self._recipe.data.messages, kept)
         places = [f"row {i} of a batch" if indices is None else f"row {indices[i]}" for i in range(len(listed))]
-        as_text = list(rows.keys()) == ["text"]
+        as_text = list(rows.keys()) == ["text"] and all(isinstance(text, str | None) for text in rows["text"])
         if as_text:
-            listed = [_parsed(row["text"], where) for row, where in zip(listed, places, strict=True)]
+            listed = [_parsed(row.get("text", ""), where) for row, where in zip(listed, places, strict=True)]
         reader = self._reader if self._reader.shape else self._reader.with_shape_of(listed)
+        in_order = as_text or {self._reader.messages, self._reader.tools} & set(rows.keys()) <= kept
         policy = Policy(skip_bad=self._recipe.data.on_bad_row == "skip")
         made: list[dict[str, Any]] = []
         for number, (row, where) in enumerate(zip(listed, places, strict=True)):
             if row is not None:
-                made += self._trees(policy.take(reader.read, row, where, number), as_text)
+                made += self._trees(policy.take(reader.read, row, where, number), in_order)
         return {name: [row[name] for row in made] for name in COLUMNS}
 
-    def _trees(self, row: Conversation | SkippedRow, as_text: bool) -> Iterator[dict[str, Any]]:
-        """The first tree of a row has what is known of all of it."""
+    def _trees(self, row: Conversation | SkippedRow, in_order: bool) -> Iterator[dict[str, Any]]:
+        """The first tree of a row has what is known of all of it.
+
+        Args:
+            in_order: its keys are in the order of the data.
+        """
         if isinstance(row, SkippedRow):
             self._tell(row.reason, f"not trained: {row.where}: {row.problem or row.reason}")
             yield as_row(None, Counts(skipped_rows=Counter([row.reason])))
@@ -161,7 +169,7 @@ class TreeBuilder:
         layouts = build_layouts(views, "single_pass", self._recipe.sequence.budget)
         counts = count_views(turns, views)
         counts.remarks.update(row.remarks)
-        if not as_text and _has_objects(row.row, self._reader):
+        if not in_order and _has_objects(row.row, self._reader):
             counts.remarks[TABLE_ORDER] += 1
             self._tell(TABLE_ORDER, f"{row.where}: {TABLE_ORDER}")
         counts.trees, counts.tokens = len(layouts), sum(layout.num_tokens for layout in layouts)
@@ -187,8 +195,22 @@ def _name(tokenizer: Any) -> str:
     return str(tokenizer.name_or_path) or _UNNAMED
 
 
-def _rows(columns: Mapping[str, Sequence[Any]], messages: str) -> list[Any]:
+def _kept(columns: Mapping[str, Sequence[Any]]) -> set[str]:
+    """Columns whose values are as in the data: their table has them as text or `datasets.Json()`, not as objects with
+    keys of its own. Of batches that come from no table nothing is known."""
+    table = getattr(columns, "pa_table", None)
+    return set() if table is None else {column.name for column in table.schema if not _has_keys(column.type)}
+
+
+def _has_keys(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) or any(_has_keys(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _rows(columns: Mapping[str, Sequence[Any]], messages: str, kept: set[str]) -> list[Any]:
     """The rows of a batch, without the nulls that `datasets` adds because other rows have these keys.
+
+    Args:
+        kept: columns without such nulls.
 
     Raises:
         UserError: it is a single row.
@@ -198,7 +220,8 @@ def _rows(columns: Mapping[str, Sequence[Any]], messages: str) -> list[Any]:
     listed = columns[messages] if messages in names else values[0] if values else []
     if not isinstance(listed, list | tuple) or (messages in names and listed and isinstance(listed[0], Mapping)):
         raise UserError("mtr.TreeBuilder takes batches: dataset.map(builder, batched=True, ...)")
-    return [without_none(dict(zip(names, row, strict=True))) for row in zip(*values, strict=True)]
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+    return [{name: v if name in kept else without_none(v) for name, v in row.items() if v is not None} for row in rows]
 
 
 def _parsed(line: str, where: str) -> Any:

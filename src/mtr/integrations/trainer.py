@@ -19,6 +19,7 @@ from mtr.integrations.batch import Trees
 from mtr.integrations.collator import TreeCollator
 from mtr.integrations.forward import SEVERAL_GPUS
 
+_LOGITS = "needs the logits of a sequence, and a model over trees returns its loss alone"
 _OTHER_LOSS = {
     "label_smoothing_factor": "it is another loss",
     "neftune_noise_alpha": "turns share the embeddings that it would make noisy",
@@ -27,9 +28,18 @@ _OTHER_LOSS = {
     "eval_packing": "trees are packed by mtr.TreeCollator; set per_device_eval_batch_size",
     "padding_free": "trees are packed by mtr.TreeCollator, without padding",
     "assistant_only_loss": "which tokens are trained was decided by mtr.TreeBuilder (train_on)",
+    "completion_only_loss": "which tokens are trained was decided by mtr.TreeBuilder (train_on)",
+    "chat_template_path": "trees were rendered before; give mtr.TreeBuilder a tokenizer with that template",
     "use_liger_kernel": "it replaces the forward that computes trees",
 }
 """Arguments of trainers that must not be set, and why."""
+_OTHER_OPTIONS = {
+    "compute_loss_func": _LOGITS,
+    "compute_metrics": _LOGITS,
+    "preprocess_logits_for_metrics": _LOGITS,
+    "formatting_func": "would never be called: rows were rendered by mtr.TreeBuilder",
+}
+"""Arguments beside those, and why."""
 
 
 class TreeTrainerMixin:
@@ -38,16 +48,17 @@ class TreeTrainerMixin:
     loss_is_scaled_for_ga = True
     """The loss is divided by the weights of all batches of an update, so not by their number."""
 
-    def __init__(self, model: Any = None, args: Any = None, *others: Any, **options: Any) -> None:
-        """As the trainer's, with `TreeCollator()` where no data_collator is given.
+    def __init__(self, model: Any = None, args: Any = None, **options: Any) -> None:
+        """As the trainer's, all but the first two by name, with `TreeCollator()` where no data_collator is given.
 
         Raises:
             UserError: an argument would change the loss, or the data.
         """
         check_arguments(args, options)
-        if not others and options.get("data_collator") is None:
+        if options.get("data_collator") is None:
             options["data_collator"] = TreeCollator()
-        super().__init__(model, args, *others, **options)  # type: ignore[call-arg]
+        super().__init__(model, args, **options)  # type: ignore[call-arg]
+        check_arguments(self.args, options)  # type: ignore[attr-defined]  # of the trainer's own kind now
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
@@ -91,13 +102,14 @@ def check_arguments(args: Any, options: dict[str, Any]) -> None:
         UserError: one of them would change the loss, or the data.
     """
     for name, why in _OTHER_LOSS.items():
-        if value := getattr(args, name, None):
+        value = getattr(args, name, None)
+        if value or (value is False and name == "completion_only_loss"):  # of which None is the default
             raise UserError(f"{name}={value!r} does not go with trees: {why}; leave it out")
     if getattr(args, "loss_type", None) not in (None, "nll"):
         raise UserError(f"loss_type={args.loss_type!r} does not go with trees: leave it at 'nll'")
-    for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
+    for name, why in _OTHER_OPTIONS.items():
         if options.get(name) is not None:
-            raise UserError(f"{name} needs the logits of a sequence, and a model over trees returns its loss alone")
+            raise UserError(f"{name} {why}; leave it out")
     if hasattr(args, "dataset_kwargs"):  # TRL's, which would tokenize, cut and pack
         if not (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
             raise UserError("trees are ready to train: set dataset_kwargs={'skip_prepare_dataset': True}")
