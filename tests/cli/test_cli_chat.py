@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +24,13 @@ from mtr.talk.session import Answer
 
 Mtr = Callable[..., tuple[int, str, str]]
 QUESTIONS = ("Paul has 23 nuts.", "He buys 12 more.")
+
+
+class Terminal(io.StringIO):
+    """Empty, and may be closed, as a process that starts does it."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,7 @@ def type_(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise EOFError from None
 
         monkeypatch.setattr("builtins.input", read)
-        monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+        monkeypatch.setattr("sys.stdin", Terminal())
 
     return lines
 
@@ -137,7 +143,7 @@ def test_ctrl_c_and_ctrl_d_at_the_prompt(ask: Mtr, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("builtins.input", read)
     code, out, err = ask()
-    assert (code, out.strip()) == (0, "")
+    assert (code, out.strip()) == (0, ""), err
     assert "(Ctrl-D or /quit leaves)" in err
 
 
