@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-from support.hostile import Ended, Place, Prepare, after, audit, done, either, refused, train
+from support.hostile import Place, Prepare, after, audit, done, either, refused, train
 from support.paths import QUICKSTART
 
 
@@ -52,14 +51,6 @@ def bomb(levels: int) -> str:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels)]
     return "\n".join(lines) + f"\ntemplate: {{deep: *a{levels - 1}}}\n"
-
-
-def has_seed(seed: int) -> Any:
-    def holds(place: Place, _: Ended) -> None:
-        saved = yaml.safe_load((place.run / "recipe.yaml").read_text())["training"]["seed"]
-        assert saved == seed, f"the seed is {saved}"
-
-    return holds
 
 
 def in_encoding(encoding: str, prefix: bytes = b"") -> Prepare:
@@ -153,7 +144,7 @@ KEYS = (
     refused("a section that is text", besides("sequence: long\n"), *ONE, "'sequence'"),
     refused("no output_dir", train(training={"output_dir": None}), "'training.output_dir'"),
     refused("a list for a text", train(model={"name_or_path": ["a", "b"]}), "'model.name_or_path'"),
-    refused("YAML's `no` for a name", text(flow(model={"name_or_path": False})), "'model.name_or_path'", "False"),
+    refused("YAML's `no` for a name", text(flow(model={"name_or_path": False})), "'model.name_or_path'", "quotes"),
     refused("an empty name of the model", train(model={"name_or_path": ""}), "model.name_or_path"),
     refused("a NUL in the model's name", train(model={"name_or_path": "a\0b"}), "model.name_or_path"),
     refused("a NUL in a data path", train(data={"train": "a\0b.jsonl"}), "data"),
@@ -288,10 +279,11 @@ KEYS = (
         "a rate in the manner of Python",
         text(flow(lora={"r": 2}, training={"output_dir": "run", "max_steps": 1, "learning_rate": "1e-3"})),
     ),
-    done(
-        "a seed in octal",
+    refused(
+        "a seed that is 8 in YAML 1.1 and 10 in 1.2",
         lambda p: ["train", p.write("recipe.yaml", (p / "recipe.yaml").read_text() + "  seed: 010\n")],
-        holds=has_seed(8),
+        *ONE,
+        "octal",
     ),
     done("anchors and merge keys", besides("loss: &a {weighting: turn}\nthinking: {<<: {history: respell}}\n")),
     either("a length beyond the model's positions", train(sequence={"max_length": 8192}), "1,024"),

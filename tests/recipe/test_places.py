@@ -42,7 +42,7 @@ SOURCES = "data:\n  train:\n    - /a.jsonl\n    - {path: /b.jsonl, weight: 2}"
         ("weight: 2", "wight: 2", "9:24: unknown key 'data.train.1.wight', did you mean 'weight'?"),
         ("  seed: 1", "  seed: one", "12:9: 'training.seed': Input should be a valid integer"),
         ("  seed: 1", "  seed: -1", "12:9: 'training.seed': Input should be greater than or equal to 0 (got -1)"),
-        ("  seed: 1", "  seed:", "12:3: 'training.seed': Input should be a valid integer (got None)"),
+        ("  seed: 1", "  seed:", "12:3: 'training.seed': Input should be a valid integer (got null); leave the"),
         ("  seed: 1", "  seed: [1]", "12:3: 'training.seed': Input should be a valid integer"),
         ("bfloat16", "int8", "4:10: 'model.dtype': Input should be 'auto', 'float32', 'bfloat16' or 'float16'"),
         ("weight: 2", "weight: -2", "9:32: 'data.train.1.weight': Input should be greater than 0"),
@@ -55,7 +55,7 @@ SOURCES = "data:\n  train:\n    - /a.jsonl\n    - {path: /b.jsonl, weight: 2}"
         (
             "  seed: 1",
             "  seed: 1\nsequence:\n  max_tokens: 10",
-            "13:1: 'sequence': max_tokens (10) is below max_length",
+            "14:15: sequence.max_tokens (10) is below max_length",
         ),
         (
             "data:\n  train:\n    - /a.jsonl\n    - {path: /b.jsonl, weight: 2}",
@@ -68,6 +68,17 @@ SOURCES = "data:\n  train:\n    - /a.jsonl\n    - {path: /b.jsonl, weight: 2}"
             "6:15: 'data.train.0",
         ),
         ("data:\n", "data:\n  eval: 1.5\n", "7:9: 'data.eval_fraction': Input should be less than 1 (got 1.5)"),
+        ("  seed: 1", "  parallel: fsdp2\n  optim: muon", "13:10: training.optim: muon works with training.parallel"),
+        ("alpha: 32", "rank_pattern: {q: 0}", "5:33: 'lora.rank_pattern.q': Input should be greater than 0 (got 0)"),
+        (
+            "  seed: 1",
+            "  lr_scheduler_kwargs:\n    num_cycles: [1]",
+            "13:5: training.lr_scheduler_kwargs.num_cycles: must",
+        ),
+        (SOURCES, "data:\n  train: {path: x, name: no}", "7:26: 'data.train.0.name': Input should be a valid string"),
+        (SOURCES, "data: {train: x, eval: 5%}", "6:24: data.eval: a share is written as a number: 0.05 (got '5%')"),
+        ("  seed: 1", "  seed: 010", "12:9: not valid YAML: 010 is octal in YAML 1.1 and decimal in 1.2"),
+        ("  seed: 1", "  output_dir: /p", "12:3: not valid YAML: duplicate key 'output_dir', which is on line 11 too"),
         ("  seed: 1", "  <<: {sead: 1}", "12:8: unknown key 'training.sead', did you mean 'seed'?"),
     ],
 )
@@ -84,12 +95,26 @@ def test_a_problem_is_where_it_stands(tmp_path: Path, old: str, new: str, says: 
         ("a: 1\nb: c: d", "2:5: not valid YAML: mapping values are not allowed here"),
         ("\ufeffa: 1\nb: 2\n  a: 1\nb: 2", "3:4: not valid YAML"),
         ("a: 1\nb: {c: 1, c: 2}", "2:11: not valid YAML: duplicate key 'c'"),
+        ('a: "C:\\users"', "1:9: not valid YAML: while scanning a double-quoted scalar, expected escape sequence"),
         ("a: 1\nb: x\0y", "2:5: not valid YAML: the character U+0000 is not allowed"),
         ("a: !!python/name:os.system x", "1:4: not valid YAML: could not determine a constructor for the tag"),
     ],
 )
 def test_what_is_no_yaml_is_where_it_stands(tmp_path: Path, text: str, says: str) -> None:
     assert refused(tmp_path, text).startswith(f"{tmp_path / 'recipe.yaml'}:{says}")
+
+
+@pytest.mark.parametrize(
+    ("text", "mend"),
+    [
+        ("model:\n\tname: x", "indent with spaces, which YAML takes alone"),
+        ('a: "C:\\users"', "in double quotes a backslash begins an escape; use single quotes"),
+        ("a: @x", "put the value in quotes"),
+        ("a: 1\n b: 2", "the line is indented otherwise than those before it, or a text with ': ' needs quotes"),
+    ],
+)
+def test_what_is_no_yaml_has_a_way_out(tmp_path: Path, text: str, mend: str) -> None:
+    assert refused(tmp_path, text).endswith(f"; {mend}")
 
 
 def test_problems_are_in_the_order_of_the_file_and_those_of_overrides_come_last(tmp_path: Path) -> None:
@@ -107,7 +132,7 @@ def test_problems_are_in_the_order_of_the_file_and_those_of_overrides_come_last(
         ("training.seed=one", "override: 'training.seed': Input should be a valid integer"),
         ("data.train.1.weight=0", "override: 'data.train.1.weight': Input should be greater than 0"),
         ("model={}", "override: 'model.name_or_path' is missing"),
-        ("data=null", "override: 'data': a section must be a mapping of keys (got None)"),
+        ("data=null", "override: 'data': a section must be a mapping of keys (got null)"),
         ("training.early_stopping_patience=2", "override: training.early_stopping_patience needs"),
     ],
 )

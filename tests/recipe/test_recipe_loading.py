@@ -40,9 +40,26 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="cannot be read"):
         load_recipe(tmp_path)
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00model")
-    with pytest.raises(UserError, match=r"binary\.yaml: cannot be read"):
-        load_recipe(tmp_path / "binary.yaml")
+    (tmp_path / "latin.yaml").write_bytes("# 1\n# Schlüssel".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.yaml:2: not UTF-8 text; save the file as UTF-8"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+def test_an_override_changes_one_place_of_an_alias(tmp_path: Path) -> None:
+    text = "model: {name_or_path: /m}\ntraining: {output_dir: /o}\ndata: {train: &t [{path: /a}], eval: *t}\n"
+    recipe = load(tmp_path, text + "template: {x: &x {n: 1}, y: *x}\n", "data.train.0.weight=2", "template.x.n=3")
+    assert (recipe.data.train[0].weight, recipe.data.eval[0].weight) == (2, 1)
+    assert recipe.template == {"x": {"n": 3}, "y": {"n": 1}}
+
+
+@pytest.mark.parametrize("share", ["0.1", ".1", "1e-1", "1.0E-1"])
+def test_a_share_may_be_written_as_yaml_writes_numbers(tmp_path: Path, share: str) -> None:
+    data = load(tmp_path, MINIMAL, f"data.eval={share}").data
+    assert (data.eval, data.eval_fraction) == ([], 0.1)
+    raw = f"model: {{name_or_path: /m}}\ntraining: {{output_dir: /o}}\ndata: {{train: /d, eval: {share}}}"
+    for overrides in ([], ["data.train.0.weight=2"]):
+        data = load(tmp_path, raw, *overrides).data
+        assert (data.eval, data.eval_fraction) == ([], 0.1)
 
 
 @pytest.mark.parametrize(

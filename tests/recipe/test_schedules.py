@@ -50,6 +50,7 @@ def test_what_is_right_passes(kind: Any, kwargs: dict[str, Any]) -> None:
         ("cosine_with_min_lr", {"min_lr": 1e-3}, "lr_scheduler_kwargs.min_lr (0.001) must be below learning_rate"),
         ("cosine_with_min_lr", {"min_lr_rate": 1.5}, "must be from 0 to 1"),
         ("polynomial", {"lr_end": 0.1}, "lr_end (0.1) must be below learning_rate"),
+        ("polynomial", {"lr_end": 1e-3}, "lr_end (0.001) must be below learning_rate"),
         ("polynomial", {"lr_end": -1}, "must not be negative (got -1)"),
         ("warmup_stable_decay", {}, "needs num_decay_steps"),
         ("warmup_stable_decay", {"num_decay_steps": 2, "decay_type": "sqrt"}, "must be linear, cosine or 1-sqrt"),
@@ -58,6 +59,17 @@ def test_what_is_right_passes(kind: Any, kwargs: dict[str, Any]) -> None:
 def test_what_is_wrong_is_named(kind: Any, kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         check_schedule(kind, kwargs, 1e-3)
+
+
+def test_where_the_polynomial_ends_is_known_too() -> None:
+    """transformers refuses a learning rate that is not above it, when training begins."""
+    from transformers import get_polynomial_decay_schedule_with_warmup as polynomial
+
+    end = inspect.signature(polynomial).parameters["lr_end"].default
+    check_schedule("polynomial", {}, 1.01 * end)
+    with pytest.raises(ValueError, match=re.escape(f"lr_end ({end}) must be below learning_rate")):
+        check_schedule("polynomial", {}, end)
+    check_schedule("polynomial", {"lr_end": 0}, end)
 
 
 def test_schedules_that_follow_the_loss_are_refused_with_a_reason() -> None:

@@ -5,11 +5,14 @@ every kind, except for what a schema cannot express (listed here); the released 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 from support.paths import ROOT
@@ -76,9 +79,40 @@ def with_value(name: str, value: Any) -> dict[str, Any]:
 
 
 def is_lenient(key: Key, value: Any) -> bool:
-    """What mtr takes for another type: 1 for true, and anything empty for no signal."""
+    """What mtr takes for another type: 1 and `y` for true, and anything empty for no signal."""
     of_signals = key.name.endswith("_signal") and not value
-    return of_signals or ("bool" in str(key.field.annotation) and type(value) in (int, float))
+    return of_signals or ("bool" in str(key.field.annotation) and type(value) in (int, float, str))
+
+
+_PLAIN = st.one_of(
+    st.none() | st.booleans() | st.integers(-3, 40) | st.integers(-(10**12), 10**12) | st.floats(-2, 2),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=8).filter(lambda text: not re.fullmatch(r"\s*[-+\d_.]*([eE][-+\d]*)?\s*", text) or not text),
+    st.sampled_from(["auto", "none", "USR1", "sigusr2", "a/b", "a b", "2026-01-31", "2026-1-31", "2026-W01-1"]),
+)
+ANY_VALUE = st.recursive(
+    _PLAIN,
+    lambda below: (
+        st.lists(below, max_size=3)
+        | st.dictionaries(st.text(max_size=6), below, max_size=3)
+        | st.fixed_dictionaries({"path": below})
+    ),
+    max_leaves=5,
+)
+"""Whatever YAML can say but numbers in quotes, which only mtr takes."""
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(sorted(KEYS.keys() - {"training.lr_scheduler_kwargs"})), ANY_VALUE)
+@example("lora.rank_pattern", {"q_proj": True})
+@example("lora.alpha_pattern", {"q_proj": True})
+@example("date", "20260131")
+@example("date", 20260131)
+def test_any_value_is_taken_by_both_or_by_none(name: str, value: Any) -> None:
+    raw = with_value(name, value)
+    by_mtr, by_schema = accepts(raw), VALIDATOR.is_valid(raw)
+    is_tied = value in FOR_MTR_ONLY.get(name, ()) or (name == "sequence.max_length" and by_schema and value > 16384)
+    assert by_mtr == by_schema or (by_mtr and is_lenient(KEYS[name], value)) or (by_schema and is_tied)
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -111,6 +145,7 @@ BAD: dict[str, Any] = {
     "a rank of 10^8": changed(lora={"r": 10**8}),
     "no source": changed(data__train=[]),
     "a share of 1.5": changed(data__eval=1.5),
+    "a share in percent": changed(data__eval="5 %"),
     "an argument that is mtr's": changed(template={"messages": []}),
     "a column that no format has": changed(data__columns={"question": "q"}),
     "a signal that cannot be caught": changed(training__preempt_signal="SIGKILL"),

@@ -37,7 +37,7 @@ FOUR_BITS = {"name_or_path": "/m", "load_in_4bit": True}
         ({"init_lora_weights": False}, "the model would be another one before the first step"),
         ({"init_lora_weights": 1}, "must be true or the name of an initialisation"),
         ({"init_lora_weights": "pissa_niter_many"}, "write pissa_niter_16"),
-        ({"init_lora_weights": "svd"}, "'gaussian', 'orthogonal', 'pissa', 'olora' or 'loftq' (got 'svd')"),
+        ({"init_lora_weights": "svd"}, "'gaussian', 'orthogonal', 'pissa', 'olora' or 'loftq', or true (got 'svd')"),
         ({"init_lora_weights": "loftq"}, "so it needs model.load_in_4bit: true"),
         ({"init_lora_weights": "pissa", "use_dora": True}, "does not work with lora.use_dora"),
         ({"init_lora_weights": "olora", "init_from": "/a"}, "has no effect with lora.init_from"),
@@ -85,10 +85,10 @@ def test_numbers_of_a_schedule_may_be_written_as_yaml_writes_them(tmp_path: Path
         [
             "model: {name_or_path: /m}",
             "data: {train: /d.jsonl}",
-            "training: {output_dir: /o, lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr: 1e-6}}",
+            "training: {output_dir: /o, lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr: 1.5E-6}}",
         ]
     )
-    assert at(load(tmp_path, raw), "training.lr_scheduler_kwargs") == {"min_lr": 1e-6}
+    assert at(load(tmp_path, raw), "training.lr_scheduler_kwargs") == {"min_lr": 1.5e-6}
 
 
 def test_only_what_changes_no_step_may_change_on_a_resume(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ LoRA+ are PEFT's; every schedule is transformers'; a package that is missing is 
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from mtr.errors import UserError
 from mtr.model.lora import add_lora
 from mtr.recipe.schedules import KWARGS
 from mtr.recipe.sections import LoraSection, TrainingSection
+from mtr.recipe.training_section import Optimizer
 from mtr.training.averaging import averaged_weights
 from mtr.training.optim import build_optimizer, build_schedule, describe_optimizer, parameter_groups
 
@@ -86,6 +87,20 @@ def test_without_a_ratio_all_learn_alike_and_vectors_are_not_decayed() -> None:
     groups = parameter_groups(model(LoraSection(r=2, modules_to_save=["norm"])), training(weight_decay=0.1))
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-2, 0.1), (1e-2, 0.0)]
     assert {p.dim() for p in groups[1]["params"]} == {1}
+
+
+@pytest.mark.parametrize("lora", [None, LoraSection(r=2, modules_to_save=["lm_head", "norm"], use_dora=True)])
+@pytest.mark.parametrize("optim", [name for name in get_args(Optimizer) if HAS_BITSANDBYTES or "8bit" not in name])
+def test_every_optimizer_decays_matrices_alone_and_trains_each_weight_once(
+    optim: str, lora: LoraSection | None
+) -> None:
+    trained = model(lora)
+    optimizer = build_optimizer(trained, training(optim=optim, weight_decay=0.1))
+    found = [(id(p), group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]]
+    wanted = {id(p): 0.1 if p.dim() > 1 else 0.0 for p in trained.parameters() if p.requires_grad}
+    assert len(found) == len(wanted)
+    assert dict(found) == wanted
+    assert set(wanted.values()) == {0.0, 0.1}
 
 
 # --- muon -------------------------------------------------------------------------------------------------------------

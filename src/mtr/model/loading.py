@@ -187,8 +187,12 @@ def _random_model(recipe: Recipe, config: Any, dtype: str, device: torch.device)
 def switch_noise_off(config: Any) -> list[str]:
     """In place: no dropout and no other noise, which turns share on their common history. Keys that it changed."""
     text = text_config(config)
-    noisy = ("dropout", "dropout_prob", "dropout_rate", "pdrop", "layerdrop", "jitter_noise")
-    keys = [key for key, value in vars(text).items() if key.endswith(noisy) and isinstance(value, float) and value > 0]
-    for key in keys:
-        setattr(text, key, 0.0)
-    return keys
+    noisy = ("dropout", "dropout_prob", "dropout_rate", "pdrop", "layerdrop", "jitter_noise", "jitter_eps")
+    inner = {f"{name}.": getattr(text, name, None) for name in ("attn_config", "ffn_config")}  # of DBRX and MPT
+    changed = []
+    for prefix, part in {"": text, **inner}.items():
+        for key, value in list(getattr(part, "__dict__", {}).items()):
+            if key.endswith(noisy) and isinstance(value, float) and value > 0:
+                setattr(part, key, 0.0)
+                changed.append(f"{prefix}{key}")
+    return changed

@@ -11,14 +11,30 @@ _PACKED = "conversations are always packed, up to sequence.max_tokens tokens, an
 _TRAINED = "only assistant messages are trained; see train_on, and `train` and `weight` of a message"
 _PRECISION = "model.dtype is the dtype of the weights; what is trained is kept in float32"
 _EXACT = "the tree mask needs mtr's own attention: see model.attention"
+_DROPOUT = (
+    "turns would share the dropout mask of their common history, so one pass would no longer be the passes per turn, "
+    "and mtr switches the model's own dropout off; there is lora.dropout, with that said of it"
+)
+_ARGUMENT = "it is one of training.lr_scheduler_kwargs"
+_LOSS = "the loss is the plain cross-entropy of the tokens; see loss.weighting for their weights"
+_OPTIM = "optimizers have the defaults of their library; training.weight_decay is the one setting"
 _SCHEDULE = "the schedule is training.lr_scheduler_type, warmup_steps and lr_scheduler_kwargs"
 
 _REPLACEMENTS = {
     "neftune_noise_alpha": _NOISE,
+    "neftune_alpha": _NOISE,
+    "neftune": _NOISE,
     "noisy_embedding_alpha": _NOISE,
-    "attention_dropout": _NOISE,
-    "hidden_dropout": _NOISE,
-    "attn_dropout": _NOISE,
+    "noise_alpha": _NOISE,
+    "attention_dropout": _DROPOUT,
+    "attention_probs_dropout_prob": _DROPOUT,
+    "hidden_dropout": _DROPOUT,
+    "hidden_dropout_prob": _DROPOUT,
+    "attn_dropout": _DROPOUT,
+    "attn_pdrop": _DROPOUT,
+    "resid_pdrop": _DROPOUT,
+    "embd_pdrop": _DROPOUT,
+    "router_jitter_noise": _NOISE,
     "packing": _PACKED,
     "sample_packing": _PACKED,
     "eval_packing": _PACKED,
@@ -31,6 +47,7 @@ _REPLACEMENTS = {
     "micro_batch_size": _STEP,
     "batch_size": _STEP,
     "train_batch_size": _STEP,
+    "gradient_accumulation": f"{_STEP}; it is cut into packs of sequence.max_tokens tokens by itself",
     "gradient_accumulation_steps": f"{_STEP}; it is cut into packs of sequence.max_tokens tokens by itself",
     "auto_find_batch_size": "sequence.max_tokens: auto finds the largest packs that fit",
     "max_seq_length": "the longest turn with its context is sequence.max_length",
@@ -68,6 +85,9 @@ _REPLACEMENTS = {
     "val_set_size": "it is data.eval, a share such as 0.05 or other data",
     "eval_dataset": "it is data.eval",
     "lora_r": "it is lora.r",
+    "rank": "it is lora.r",
+    "bias": "adapters have no bias; leave it out",
+    "task_type": "mtr trains causal language models only; leave it out",
     "lora_rank": "it is lora.r",
     "lora_alpha": "it is lora.alpha",
     "lora_dropout": "it is lora.dropout",
@@ -84,7 +104,17 @@ _REPLACEMENTS = {
     "num_epochs": "it is training.num_train_epochs",
     "epochs": "it is training.num_train_epochs",
     "optimizer": "it is training.optim",
-    "optim_args": "optimizers have the defaults of their library; training.weight_decay is the one setting",
+    "optim_args": _OPTIM,
+    "adam_beta1": _OPTIM,
+    "adam_beta2": _OPTIM,
+    "adam_epsilon": _OPTIM,
+    "betas": _OPTIM,
+    "momentum": _OPTIM,
+    "num_cycles": _ARGUMENT,
+    "min_lr": _ARGUMENT,
+    "min_lr_rate": _ARGUMENT,
+    "lr_end": _ARGUMENT,
+    "num_decay_steps": _ARGUMENT,
     "lr_scheduler": _SCHEDULE,
     "warmup_ratio": "it is training.warmup_steps: below 1 it is a share of all steps",
     "max_grad_value": "gradients are clipped by their norm: training.max_grad_norm",
@@ -111,7 +141,10 @@ _REPLACEMENTS = {
     "wandb_project": "training.report_to: wandb, and the environment variable WANDB_PROJECT",
     "use_liger": "it is training.use_liger_kernel",
     "liger_kernel": "it is training.use_liger_kernel",
-    "label_smoothing_factor": "the loss is the plain cross-entropy of the tokens; see loss.weighting for their weights",
+    "label_smoothing_factor": _LOSS,
+    "label_smoothing": _LOSS,
+    "z_loss": _LOSS,
+    "router_aux_loss_coef": _LOSS,
 }
 
 

@@ -35,8 +35,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raw, root = compose_file(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
     except NotPlainError as error:
         raise UserError(f"{path}:{error.line}:{error.column}: not valid YAML: {error.problem}") from None
     except ValueError as error:
@@ -72,9 +75,6 @@ def recipe_of_tokenizer(name: str, overrides: list[str] | None = None) -> Recipe
 
 
 def _validated(raw: dict[str, Any], overrides: list[str] | None, name: str, root: Node | None = None) -> Recipe:
-    data = raw.get("data")
-    if overrides and isinstance(data, dict):  # so that data.train.0.weight reaches into the short form
-        raw["data"] = data | {key: as_sources(data[key]) for key in ("train", "eval") if key in data}
     for override in overrides or []:
         _apply_override(raw, override)
     try:
@@ -94,18 +94,21 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"{shown}: the key has more than {MOST_DEPTH} parts")
     try:
         value = parse_yaml(text)
-    except ValueError:
-        raise UserError(f"{shown}: the value is not valid YAML; quote it") from None
+    except ValueError as error:
+        reason = error.problem if isinstance(error, NotPlainError) else one_line(error)
+        raise UserError(f"{shown}: the value is not valid YAML; quote it ({reason})") from None
     at: Any = raw
-    for part in parents:
-        if isinstance(at, list):
-            at = at[_index(at, part, shown)]
-        else:
-            if at.get(part) is None:
-                at[part] = {}
-            at = at[part]
-        if not isinstance(at, (dict, list)):
+    for depth, part in enumerate(parents):
+        place: Any = _index(at, part, shown) if isinstance(at, list) else part
+        below = at[place] if isinstance(at, list) else at.get(part)
+        below = {} if below is None and isinstance(at, dict) else below
+        if parents[:depth] == ["data"] and part in ("train", "eval"):
+            below = as_sources(below)  # data.train.0.weight reaches into the short form
+        if not isinstance(below, (dict, list)):
             raise UserError(f"{shown}: {part!r} is a plain value and has no keys")
+        below = below.copy()  # an alias stands for the same value in other places, which stays as it is
+        at[place] = below
+        at = below
     at[_index(at, last, shown) if isinstance(at, list) else last] = value
 
 

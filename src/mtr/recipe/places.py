@@ -82,9 +82,9 @@ class Places:
         depth, key_node, value_node = 0, self.root, self.root
         for key in keys:
             found = self._below(value_node).get(key) if value_node else None
-            if found is None:
-                break
-            key_node, value_node = found
+            if found is None and (key != "0" or isinstance(value_node, SequenceNode)):
+                break  # else the short form of a list of one
+            key_node, value_node = found or (key_node, value_node)
             depth += 1
         return depth, key_node, value_node
 

@@ -6,6 +6,7 @@ duplicate keys, integers of many digits. Dates (2026-01-31) and sexagesimal numb
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ _OVERHEAD = 32
 """Bytes that a value counts for besides its text."""
 _MOST_DIGITS = 40
 _TAG = "tag:yaml.org,2002:"
+_MENDS = {
+    r"found character '\\t'": "indent with spaces, which YAML takes alone",
+    r"found character '[@`%]'": "put the value in quotes",
+    r"double-quoted scalar.*escape": "in double quotes a backslash begins an escape; use single quotes",
+    r"mapping values are not allowed": "the line is indented otherwise than those before it, or a text with ': ' needs "
+    "quotes",
+}
+"""What to do about problems of YAML, in PyYAML's words."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -75,13 +84,13 @@ def _own_bytes(node: Node) -> int:
 def _mapping(loader: _Loader, node: Node) -> dict[Any, Any]:
     if not isinstance(node, MappingNode):
         raise _refused("not a mapping", node.start_mark)
-    seen = set()
+    lines: dict[str, int] = {}
     for key, _ in node.value:
         if not isinstance(key, ScalarNode):
             raise _refused("a key must be plain text", key.start_mark)
-        if key.value in seen:
-            raise _refused(f"duplicate key {key.value!r}", key.start_mark)
-        seen.add(key.value)
+        if key.value in lines:
+            raise _refused(f"duplicate key {key.value!r}, which is on line {lines[key.value]} too", key.start_mark)
+        lines[key.value] = key.start_mark.line + 1
     loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
 
@@ -94,6 +103,10 @@ def _number(loader: _Loader, node: ScalarNode) -> Any:
         return loader.construct_yaml_float(node)
     if len(text) > _MOST_DIGITS:
         raise _refused(f"an integer of {len(text):,} digits", node.start_mark)
+    if re.fullmatch(r"[-+]?0[0-7_]+", text):
+        raise _refused(
+            f"{text} is octal in YAML 1.1 and decimal in 1.2; leave out the leading 0, or quote it", node.start_mark
+        )
     return loader.construct_yaml_int(node)
 
 
@@ -163,8 +176,9 @@ def compose(text: str, factor: int = 1) -> tuple[Any, Node | None]:
 
 def _problem(error: yaml.YAMLError, text: str) -> ValueError:
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
-        said = ", ".join(part for part in (error.context, error.problem) if part)
-        return NotPlainError(one_line(ValueError(said)), mark.line + 1, mark.column + 1)
+        said = one_line(ValueError(", ".join(part for part in (error.context, error.problem) if part)))
+        mends = [f"; {mend}" for words, mend in _MENDS.items() if re.search(words, said)]
+        return NotPlainError(said + "".join(mends[:1]), mark.line + 1, mark.column + 1)
     if isinstance(error, yaml.reader.ReaderError):
         before = text[: error.position]
         said = f"the character U+{int(error.character):04X} is not allowed"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 Schedule = Literal[
     "linear",
@@ -32,6 +33,8 @@ KWARGS: dict[Schedule, tuple[str, ...]] = {
 }
 """All that transformers' schedule takes, but num_stable_steps, which is what warmup and decay leave of a run."""
 
+_LR_END = 1e-7
+"""Where transformers' polynomial ends, if it is not told."""
 _WHOLE = ("timescale",)
 _SHARES = ("min_lr_rate", "min_lr_ratio", "warmup_lr_rate")
 _POSITIVE = ("num_cycles", "power", "timescale", "num_decay_steps")
@@ -54,14 +57,24 @@ def as_schedule(value: object) -> object:
     return "warmup_stable_decay" if value == "wsd" else value
 
 
+def as_number(value: Any) -> Any:
+    """YAML reads `1e-6` and `1.5e6`, without a dot or a sign, as text."""
+    is_one = isinstance(value, str) and re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)[eE][+-]?[0-9]{1,3}", value)
+    return float(value) if is_one else value
+
+
 def as_kwargs(value: object) -> object:
-    """YAML reads `1e-6`, without a dot, as text."""
+    """
+    Raises:
+        ValueError: a value that is neither a finite number nor text.
+    """
     if not isinstance(value, dict):
         return value
-    return {
-        key: float(one) if isinstance(one, str) and re.fullmatch(r"\d+[eE][+-]?\d{1,3}", one) else one
-        for key, one in value.items()
-    }
+    for key, one in value.items():
+        is_number = isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one)
+        if not is_number and not isinstance(one, str):
+            raise ValueError(f"lr_scheduler_kwargs.{key}: must be a number")
+    return {key: as_number(one) for key, one in value.items()}
 
 
 def check_schedule(kind: Schedule, kwargs: Mapping[str, _Value], learning_rate: float) -> None:
@@ -76,9 +89,10 @@ def check_schedule(kind: Schedule, kwargs: Mapping[str, _Value], learning_rate: 
             raise ValueError(f"lr_scheduler_kwargs: {kind} has no {name}; it {takes}")
         if problem := _problem(kind, name, value):
             raise ValueError(f"lr_scheduler_kwargs.{name}: {problem} (got {value!r})")
+    lowest = {**({"lr_end": _LR_END} if kind == "polynomial" else {}), **kwargs}
     for name in ("min_lr", "lr_end"):
-        if float(kwargs.get(name, 0)) >= learning_rate:
-            raise ValueError(f"lr_scheduler_kwargs.{name} ({kwargs[name]}) must be below learning_rate")
+        if float(lowest.get(name, 0)) >= learning_rate:
+            raise ValueError(f"lr_scheduler_kwargs.{name} ({lowest[name]}) must be below learning_rate")
     if "min_lr" in known and ("min_lr" in kwargs) == ("min_lr_rate" in kwargs):
         raise ValueError(f"{kind} needs min_lr or min_lr_rate in lr_scheduler_kwargs, and not both")
     if "num_decay_steps" in known and "num_decay_steps" not in kwargs:

@@ -19,6 +19,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from mtr.recipe.descriptions import descriptions
 from mtr.recipe.sections import (
+    PERCENT,
     DataSection,
     LoraSection,
     ModelSection,
@@ -110,7 +111,8 @@ def _add_short_forms(recipe: JsonSchemaValue, sections: JsonSchemaValue) -> None
     data, training = (sections[one.__name__]["properties"] for one in (DataSection, TrainingSection))
     share = next(one for one in data["eval_fraction"]["anyOf"] if one.get("type") == "number")
     _replace(data, "train", {"anyOf": [*sources["anyOf"][:2], {"type": "array", "items": source, "minItems": 1}]})
-    _replace(data, "eval", {"anyOf": [*sources["anyOf"], share]})
+    no_percent = {**_TEXT, "not": {"pattern": f"^{PERCENT}$"}}
+    _replace(data, "eval", {"anyOf": [no_percent, *sources["anyOf"][1:], share]})
     tracker = training["report_to"]["items"]
     none = [{"const": "none"}, {"const": ["none"]}, {"type": "null"}]
     _replace(training, "report_to", {"anyOf": [tracker, {"type": "array", "items": tracker}, *none]})

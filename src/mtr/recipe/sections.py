@@ -9,11 +9,13 @@ hardware decides only its speed.
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from mtr.recipe.schedules import as_number
 from mtr.recipe.training_section import Checkpointing as Checkpointing
 from mtr.recipe.training_section import TrainingSection as TrainingSection
 from mtr.recipe.values import RESERVED_ARGUMENTS, Alpha, Name, Positive, Rank, Section, Tokens, as_date, as_lora_init
@@ -146,6 +148,17 @@ def as_sources(value: Any) -> Any:
     return [{"path": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
 
 
+PERCENT = r"([0-9]{1,3}\.?[0-9]*) ?%"
+"""No share of data.train, which is a number."""
+
+
+def _only_sources(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(sources := as_sources(value), list):
+        share = ", or a share such as 0.05" if info.field_name == "eval" else ""
+        raise ValueError(f"must be a file, a folder, a pattern or a Hub id, or a list of them{share}")
+    return sources
+
+
 class FilterSection(Section):
     """Conversations outside these limits are skipped and counted."""
 
@@ -171,9 +184,9 @@ Column = Literal["conversations", "system", "prompt", "completion", "instruction
 
 
 class DataSection(Section):
-    train: Annotated[list[Source], BeforeValidator(as_sources), Field(min_length=1)]
+    train: Annotated[list[Source], BeforeValidator(_only_sources), Field(min_length=1)]
     """A file, glob, folder or Hub id, or a list of them, each with its weight."""
-    eval: Annotated[list[Source], BeforeValidator(as_sources)] = []
+    eval: Annotated[list[Source], BeforeValidator(_only_sources)] = []
     """Held-out conversations, as data.train, or a share of data.train such as 0.05."""
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Hold out this share of data.train for evaluation. `eval: 0.05` is short for it."""
@@ -206,9 +219,10 @@ class DataSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _share_for_eval(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and type(raw.get("eval")) in (int, float):
-            raw = {**raw, "eval": [], "eval_fraction": raw["eval"]}
-        return raw
+        share = as_number(raw.get("eval")) if isinstance(raw, dict) else None
+        if isinstance(share, str) and (percent := re.fullmatch(PERCENT, share)):
+            raise ValueError(f"eval: a share is written as a number: {float(percent[1]) / 100:g} (got {share!r})")
+        return {**raw, "eval": [], "eval_fraction": share} if type(share) in (int, float) else raw
 
     @model_validator(mode="after")
     def _one_evaluation(self) -> Self:

@@ -46,7 +46,7 @@ class TrainingSection(Section):
     """Its arguments, e.g. {min_lr_rate: 0.1} for cosine_with_min_lr, {num_decay_steps: 0.2} for warmup_stable_decay
     (below 1 a share of all steps)."""
     warmup_steps: Annotated[float, Field(ge=0, le=10**9)] = 0.03
-    """A number of steps, at most 1,000,000,000, or if below 1, a share of all steps."""
+    """A number of steps, at most 1,000,000,000, or if below 1, a share of all steps; never the last step."""
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Decoupled from the gradient where the optimizer has it so (AdamW); at most 100."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -84,8 +84,8 @@ class TrainingSection(Section):
     preempt_signal: Annotated[list[str], BeforeValidator(as_signals)] = []
     """Signals besides SIGTERM and SIGINT that end the run with a checkpoint, e.g. SIGUSR1 from SLURM."""
     checkpoint_signal: Annotated[list[str], BeforeValidator(as_signals)] = []
-    """Signals after which a checkpoint is written and the run goes on, e.g. SIGUSR2. A file `save-now` in output_dir
-    asks for the same; it is removed."""
+    """Signals after which a checkpoint is written and the run goes on, e.g. SIGUSR2, to `mtr train` or to any process
+    of the run (torchrun itself ends on them). A file `save-now` in output_dir asks for the same; it is removed."""
     on_save_error: Literal["continue", "stop"] = "stop"
     """When a checkpoint cannot be written: keep the last good one and continue, or stop."""
     report_to: Annotated[list[Tracker], BeforeValidator(as_trackers)] = []

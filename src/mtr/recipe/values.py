@@ -34,12 +34,14 @@ Name = Annotated[str, AfterValidator(_named)]
 
 
 def as_date(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return datetime.date.fromisoformat(value).isoformat()
-        except ValueError:
-            raise ValueError("not a date; write it YYYY-MM-DD") from None
-    return value
+    if value is None:
+        return None
+    try:
+        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", str(value)):  # fromisoformat takes 20260131, too
+            raise ValueError
+        return datetime.date.fromisoformat(str(value)).isoformat()
+    except ValueError:
+        raise ValueError("not a date; write it YYYY-MM-DD") from None
 
 
 def as_trackers(value: Any) -> Any:
@@ -51,7 +53,7 @@ def as_signals(value: Any) -> Any:
     """USR1, SIGUSR1 or a list of such names."""
     names = [value] if isinstance(value, str) else value or []
     if not isinstance(names, list):
-        return value
+        raise ValueError("must be the name of a signal, such as USR1, or a list of names")
     full = [f"SIG{str(name).upper().removeprefix('SIG')}" for name in names]
     for name in full:
         if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
@@ -104,6 +106,8 @@ class Section(BaseModel):
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """yes, on and true are 1 to Python, and never what somebody means by a number."""
         annotation = str(cls.model_fields[str(info.field_name)].annotation)
-        if isinstance(value, bool) and "bool" not in annotation and ("int" in annotation or "float" in annotation):
+        takes_numbers = "bool" not in annotation and ("int" in annotation or "float" in annotation)
+        values = value.values() if isinstance(value, dict) else [value]
+        if takes_numbers and any(isinstance(one, bool) for one in values):
             raise ValueError("must be a number, not true or false")
         return value

@@ -40,6 +40,7 @@ from mtr.store.checkpoints import partial_of, place, remove_partial, rotate, syn
 from mtr.store.manifest import write_manifest
 from mtr.training.averaging import averaged_weights
 from mtr.training.environment import Identity
+from mtr.training.optim import restore_schedule
 from mtr.training.tokenizer_files import save_tokenizer
 
 TRAINED, AVERAGE = "parameter.", "average."
@@ -204,7 +205,7 @@ def _restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
             if isinstance(value, Tensor):
                 entries[key] = _sharded_like(trained[index], value)
     optimizer.load_state_dict(saved)
-    schedule.load_state_dict(state.pop("schedule"))
+    restore_schedule(schedule, state.pop("schedule"))
     return state
 
 

@@ -16,6 +16,7 @@ from mtr.recipe.existence import check_existence
 from mtr.recipe.loading import load_recipe
 from mtr.recipe.placement import check_placement
 from mtr.recipe.places import located
+from mtr.recipe.sections import TrainingSection
 from mtr.store.trigger import ask_for_checkpoint
 
 _GRACE = 600
@@ -46,7 +47,7 @@ def launch(num_processes: int, recipe: Path, overrides: list[str], options: list
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        signals_to_handle=",".join(["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", *loaded.training.preempt_signal]),
+        signals_to_handle=",".join(_ending(loaded.training)),
     )
     output_dir = Path(loaded.training.output_dir)
     for name in loaded.training.checkpoint_signal:
@@ -59,3 +60,9 @@ def launch(num_processes: int, recipe: Path, overrides: list[str], options: list
         code = failed.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code
     return 0
+
+
+def _ending(training: TrainingSection) -> list[str]:
+    """Signals that end the run: torch's launcher would also take a SIGHUP so that asks for a checkpoint only."""
+    ending = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", *training.preempt_signal]
+    return [name for name in ending if name not in training.checkpoint_signal]

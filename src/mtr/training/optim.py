@@ -158,3 +158,19 @@ def build_schedule(optimizer: torch.optim.Optimizer, training: TrainingSection, 
         num_training_steps=num_steps,
         scheduler_specific_kwargs=kwargs,
     )
+
+
+def restore_schedule(schedule: Any, saved: dict[str, Any]) -> None:
+    """Go on where a schedule was; if the run has become longer, at the rates of the longer one from the next step on.
+
+    Args:
+        schedule: of the run that goes on, whose optimizer is restored already.
+        saved: the state of the schedule that it continues.
+    """
+    schedule.load_state_dict(saved)
+    rates = [
+        base * scale(schedule.last_epoch) for base, scale in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates

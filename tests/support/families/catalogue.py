@@ -101,7 +101,7 @@ _LISTED: dict[str, str] = {
         hunyuan_v1_moe: Hunyuan-A13B
         olmoe: OLMoE
         flex_olmo: FlexOlmo
-        phimoe: Phi-3.5-MoE
+        phimoe: Phi-3.5-MoE; router without its noise: of nearly tied experts one counts, unlike at inference
         dots1: dots.llm1
         minimax_m2: MiniMax-M2
         dbrx: DBRX
