@@ -1,5 +1,6 @@
 """Claims: each recipe of the repository takes a step in one pass, with its own settings, on a tiny random model of its
-architecture; all of its adapters learn, and what its comments call frozen has none.
+architecture; all of its adapters learn, and what its comments call frozen has none; TRL's copy of the model's template,
+where it has one, knows the template arguments.
 
 Only the model's folder, the data and its numbers (dtype, length of the run) are overridden. Tokenizer and template are
 the quickstart's.
@@ -7,6 +8,7 @@ the quickstart's.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -55,6 +57,16 @@ FROZEN = {
     "qwen3.5-35b-a3b-4gpu": ("mlp.experts", "mlp.gate.", "shared_expert_gate"),
 }
 """Parts of names of parameters that get no adapter, as the comments of mixtures of experts say."""
+TEMPLATES = {
+    "gemma-4-e4b": "gemma4_v5",
+    "glm-4.5-air-8gpu": "glm4moe",
+    "gpt-oss-120b-8gpu": "gptoss",
+    "gpt-oss-20b": "gptoss",
+    "nemotron-3-nano-30b-a3b-2gpu": "nemotron_3_nano",
+    "qwen3.5-35b-a3b-4gpu": "qwen3_5_think",
+    "qwen3.5-9b": "qwen3_5_think",
+}
+"""TRL's copies of the templates."""
 _TOWER = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -122,6 +134,17 @@ def test_the_table_of_recipes_names_the_model_of_each() -> None:
     named = {name: load_recipe(ROOT / "recipes" / f"{name}.yaml").model.name_or_path for name in RECIPES}
     assert {name: model for name, model in rows if name != "quickstart"} == named
     assert len(rows) == len(named) + 1
+
+
+def test_the_templates_know_their_arguments() -> None:
+    arguments = {name: load_recipe(ROOT / "recipes" / f"{name}.yaml").template for name in RECIPES}
+    assert {name for name, given in arguments.items() if given} - {*TEMPLATES} == {"smollm3-3b"}  # TRL has no copy
+    trl = importlib.util.find_spec("trl")
+    if trl is None or not trl.submodule_search_locations:
+        pytest.skip("trl is not installed")
+    for name, copy in TEMPLATES.items():
+        text = (Path(trl.submodule_search_locations[0]) / "chat_templates" / f"{copy}.jinja").read_text()
+        assert [argument for argument in arguments[name] if not re.search(rf"\b{argument}\b", text)] == [], name
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,19 +1,21 @@
-"""Claims: `mtr init` writes a recipe that loads, whatever the data holds; its lengths are those of the data; template
-arguments are those under which most turns are trained; 4 bits and shorter turns are used only where nothing else fits;
-no file is replaced unasked; without a terminal nothing is asked.
+"""Claims: `mtr init` writes a recipe that loads and trains something, or says why it cannot; its lengths are those of
+the data; template arguments are those under which most turns are trained; 4 bits and shorter turns are used only where
+nothing else fits; no file is replaced unasked; without a terminal nothing is asked.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.commands import check_refused
 from support.paths import QUICKSTART, ROOT, SHARED, needs_shared
@@ -37,6 +39,7 @@ anything = st.one_of(values, st.lists(values, max_size=3), st.dictionaries(st.te
 
 
 @given(anything, st.text(), st.text(), st.booleans())
+@example(1, " ", " ", False)
 def test_a_recipe_says_its_values_whatever_its_comments_say(value: Any, comment: str, head: str, off: bool) -> None:
     lines = [Line("first", value, comment), Line("second", 1, off=off)]
     text = recipe_text([("head", head)], [Block("section", lines, comment), Block("empty", ())])
@@ -88,7 +91,7 @@ def test_inline_history_goes_where_the_template_reads_it(write_rows: WriteRows) 
 
 
 def test_a_long_common_beginning_is_merged(write_rows: WriteRows) -> None:
-    policy = {"role": "system", "content": "Count every coin. " * 80}
+    policy = {"role": "system", "content": "Count every coin. " * 40}
     alike = write_rows([chat(policy, *conversation_row(turns)["messages"]) for turns in (1, 2)])
     other = write_rows([conversation_row(turns) for turns in (1, 2)], "other.jsonl")
     texts = [made(QUICKSTART / "base", rows, "cpu") for rows in (alike, other)]
@@ -100,6 +103,45 @@ def test_what_is_lost_is_said(write_rows: WriteRows) -> None:
     raw = yaml.safe_load(text)
     assert raw["data"]["on_bad_row"] == "skip"
     assert text.count("cannot be read: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": [{"role": "user", "content": "hi"}]}, "no assistant message"),
+        ({"dialogue": []}, "found: dialogue"),
+        (chat({"role": "user", "content": [{"type": "image", "image": "a.png"}]}, *chat()["messages"]), "images"),
+    ],
+    ids=["no assistant", "other columns", "images"],
+)
+def test_no_recipe_is_written_that_would_train_nothing(write_rows: WriteRows, row: Any, said: str) -> None:
+    with pytest.raises(UserError, match=f"--data: nothing can be trained of the 2 rows .*{said}"):
+        made(QUICKSTART / "base", write_rows([row, row]), "cpu")
+
+
+def test_the_steps_are_those_of_the_plan(mtr: Mtr, write_rows: WriteRows, tmp_path: Path) -> None:
+    rows = write_rows([*[conversation_row()] * 110, *[{"messages": 3}] * 10])
+    text = made(QUICKSTART / "base", rows, "cpu")
+    (tmp_path / "recipe.yaml").write_text(text)
+    code, out, err = mtr("plan", tmp_path / "recipe.yaml", "--json")
+    assert code == 0, err
+    planned = json.loads(out)["run"]["steps"]
+    assert int(re.findall(r"about (\d+) steps", text)[0]) == planned
+
+
+def test_the_steps_of_a_stream_are_not_guessed(write_rows: WriteRows) -> None:
+    found = surveyed(QUICKSTART / "base", write_rows([conversation_row()] * 120))
+    stream = replace(found, report=replace(found.report, of_rows=None))
+    text = new_recipe(Asked("model", "data", "recipe.yaml"), stream, "cpu", "auto", None)
+    assert "about" not in text
+    assert "not known how many steps" in " ".join(text.replace("#", " ").split())
+    assert yaml.safe_load(text)["data"].get("eval") is None
+
+
+def test_why_4_bits_is_said_only_where_it_is_so(write_rows: WriteRows) -> None:
+    text = made(QUICKSTART / "base", write_rows([conversation_row()]), "H100", "qlora")
+    assert "load_in_4bit: true" in text
+    assert "do not fit" not in text  # it was asked for
 
 
 def made(model: Path, data: Path, gpu: str | None, method: str = "auto") -> str:
@@ -185,6 +227,36 @@ def test_nothing_is_replaced_or_asked(mtr: Mtr, tmp_path: Path, monkeypatch: pyt
     code, out, _ = mtr("init", *flags, "--output", "-")
     assert (code, yaml.safe_load(out)["model"]["dtype"]) == (0, "float32")
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_recipe_elsewhere_finds_its_pattern(mtr: Mtr, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "here and now"
+    folder.mkdir()
+    shutil.copy(QUICKSTART / "eval.jsonl", folder / "chats.jsonl")
+    monkeypatch.chdir(folder)
+    flags = ("--model", QUICKSTART / "base", "--data", "*.jsonl", "--gpu", "CPU", "--output")
+    for output, train in (("../there/r.yaml", str(folder / "*.jsonl")), ("r.yaml", "*.jsonl")):
+        code, _, err = mtr("init", *flags, output)
+        assert code == 0, err
+        assert yaml.safe_load(Path(output).read_text())["data"]["train"] == train
+    monkeypatch.chdir("/")
+    assert mtr("audit", tmp_path / "there" / "r.yaml")[0] == 0
+
+
+def test_nothing_is_asked_that_cannot_mend_a_wrong_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtr.cli import init
+    from mtr.cli.views import asking
+
+    def asked(*_: Any, **__: Any) -> str:
+        raise AssertionError("asked")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(asking, "can_ask", lambda: True)
+    monkeypatch.setattr("typer.prompt", asked)
+    with pytest.raises(UserError, match="no such model folder"):
+        init._answers("./none", None, None, "auto")
+    with pytest.raises(UserError, match="H900"):
+        init._answers(str(QUICKSTART / "base"), None, "H900", "auto")
 
 
 def test_questions_are_asked_until_the_answer_is_right(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mtr.cli.session import errors, quiet_libraries
+from mtr.errors import UserError
 from mtr.files import write_json
 
 if TYPE_CHECKING:
@@ -39,7 +42,12 @@ def doctor(
 
     findings: list[Finding] = []
     with errors():
-        quiet_libraries()
+        try:
+            os.getcwd()
+        except OSError:  # no library could be imported
+            raise UserError("the working folder was removed; change into another") from None
+        with suppress(Exception):  # transformers is broken: a finding says so
+            quiet_libraries()
         for finding in diagnose(hub):
             if not as_json:
                 show_finding(finding, findings[-1] if findings else None, sys.stdout)

@@ -94,9 +94,12 @@ def _say_what_next(output: str) -> None:
 
 
 def _spelled(name: str, output: str) -> str:
-    """A path as the recipe names it: as it was given, if the recipe is in the working folder, else absolute."""
+    """A path or pattern for the recipe: as it was given, if the recipe is in the working folder, else absolute."""
+    from mtr.recipe.paths import exists
+
     beside = output == "-" or Path(output).absolute().parent == Path.cwd()
-    return name if beside or not Path(name).expanduser().exists() else str(Path(name).expanduser().absolute())
+    path = Path(name).expanduser().absolute()
+    return name if beside or not exists(Path.cwd(), str(path)) else str(path)
 
 
 def _answers(model: str | None, data: str | None, gpu: str | None, data_format: str) -> tuple[str, str, str | None]:
@@ -109,17 +112,20 @@ def _answers(model: str | None, data: str | None, gpu: str | None, data_format: 
     from mtr.plan.gpus import find_gpu
 
     def known(name: str) -> str | None:
-        return None if not name else name if name == "cpu" else find_gpu(name).name
+        return None if not name else "cpu" if name.strip().lower() == "cpu" else find_gpu(name).name
 
+    device = known(gpu or "")
     missing = [option for option, given in (("--model", model), ("--data", data)) if given is None]
     if missing and not can_ask():
         raise UserError(f"{' and '.join(missing)} must be given where there is no terminal to ask in")
     if missing:
+        if model is not None:  # before a question whose answer cannot mend it
+            _named(model, None, data_format)
         model = model or ask("Model (Hub id or folder)", None, lambda name: _named(name, None, data_format))
         question = "Conversations (file, folder, pattern or Hub id)"
         data = data or ask(question, _data_here(), lambda path: _named(str(model), path, data_format))
-        gpu = gpu if gpu is not None else ask("GPU, such as H100, or cpu (empty: this machine's)", "", known)
-    return str(model), str(data), known(gpu or "")
+        device = device or known(ask("GPU, such as H100, or cpu (empty: this machine's)", "", known))
+    return str(model), str(data), device
 
 
 def _named(model: str, data: str | None, data_format: str) -> Recipe:

@@ -17,7 +17,7 @@ from mtr.attention.masks import TreeAttention
 from mtr.errors import UserError, one_line
 from mtr.model.device import pick_device
 from mtr.recipe.sections import BACKENDS, Backend
-from mtr.start.finding import Finding
+from mtr.start.finding import Finding, shareable
 from mtr.tree.batch import build_batch
 from mtr.tree.layout import View, merge
 from mtr.tree.mask import FULL, Tree
@@ -45,7 +45,7 @@ def check_backends() -> Iterator[Finding]:
             yield Finding("attention", backend, "none", str(error).removeprefix("model.attention: "))
             continue
         except Exception as error:  # a compiler's, a kernel's or a driver's
-            text = f"does not run: {type(error).__name__}: {one_line(error, 300)}"
+            text = f"does not run: {type(error).__name__}: {shareable(one_line(error, 300))}"
             yield Finding("attention", backend, "problem" if chosen == [backend] else "none", text)
             continue
         allowed = 3e-2 if dtype == torch.bfloat16 else 1e-4

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtr import __version__
 from mtr.start.finding import Finding
-from mtr.start.packages import check_packages
+from mtr.start.packages import check_imports, check_packages
 
 
 def diagnose(hub: bool = True) -> Iterator[Finding]:
@@ -18,11 +18,12 @@ def diagnose(hub: bool = True) -> Iterator[Finding]:
     """
     yield Finding("mtr", "version", "ok", __version__, __version__)
     broken = False
-    for finding in check_packages():
-        broken |= finding.state == "problem"
-        yield finding
-    if broken:  # importing them may fail in any way
-        return
+    for check in (check_packages, check_imports):
+        for finding in check():
+            broken |= finding.state == "problem"
+            yield finding
+        if broken:  # all that follows needs them
+            return
     from mtr.start.backends import check_backends
     from mtr.start.machine import check_devices, check_hub, check_machine
 

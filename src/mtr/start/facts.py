@@ -65,3 +65,5 @@ class Fit:
     max_tokens: int
     memory: str
     """What it takes, in words; empty if that is not known."""
+    reason_of_bits: str = ""
+    """Why 4 bits, where nobody asked for them."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -17,3 +20,28 @@ class Finding:
     """What there is, or what is wrong and how to mend it."""
     value: Any = None
     """For `--json`."""
+
+
+def shareable(text: str) -> str:
+    """What other libraries say, as it may be shown to strangers: without home and working folder, and without the name
+    and password that a URL may hold.
+    """
+    for folder, sign in ((home(), "~"), (_working_folder(), ".")):
+        if folder is not None and folder != Path("/"):
+            text = re.sub(rf"{re.escape(str(folder))}(?![\w.-])", sign, text)
+    return re.sub(r"//[^/@\s]+@", "//", text)
+
+
+def home() -> Path | None:
+    """The home folder; None for a user without one, as in many containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def _working_folder() -> Path | None:
+    try:
+        return Path(os.getcwd())
+    except OSError:  # it was removed
+        return None

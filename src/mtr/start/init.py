@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mtr.checks.data_report import DataReport
 from mtr.errors import UserError, one_line
 from mtr.model.device import available_memory, device_name
 from mtr.plan.gpus import Gpu, find_gpu
@@ -32,8 +33,9 @@ def new_recipe(asked: Asked, found: Survey, gpu: str | None, method: str, modeli
         modeline: the comment that tells an editor where the schema is.
 
     Raises:
-        UserError: the model does not fit.
+        UserError: the model does not fit, or there is nothing to train in the rows.
     """
+    _check_trained(found.report)
     length, reason = length_of_data(found)
     fitting = fit(found, gpu, method, length)
     if fitting.max_length < length:
@@ -41,6 +43,17 @@ def new_recipe(asked: Asked, found: Survey, gpu: str | None, method: str, modeli
     text = compose(asked, found, fitting, reason, modeline)
     Recipe.model_validate(parse_yaml(text))
     return text
+
+
+def _check_trained(report: DataReport) -> None:
+    """
+    Raises:
+        UserError: a recipe for these rows would train nothing.
+    """
+    if not report.trained:
+        reasons = [*report.unreadable, *report.refused, *report.chosen, *report.filtered]
+        why = f"; the first reason: {reasons[0]}" if reasons else ""
+        raise UserError(f"--data: nothing can be trained of the {report.rows:,} rows that were looked at{why}")
 
 
 def fit(survey: Survey, gpu: str | None, method: str, max_length: int) -> Fit:
@@ -61,8 +74,9 @@ def fit(survey: Survey, gpu: str | None, method: str, max_length: int) -> Fit:
     if survey.config is None:
         half = "bfloat16" if device.bf16 else "float16"
         return Fit(device.name, half, True, chosen, max_length, recipe.sequence.budget, "")
-    settings = _settings(recipe, device, method)
+    settings, bits = _settings(recipe, device, method), ": in 16 they do not fit"
     if settings is None:  # then shorter turns, with as small weights as may be
+        bits = ", which leaves memory for longer turns"
         least = "qlora" if method == "auto" and device.bf16 else method
         recipe = _recipe(survey.recipe, least, _SHORTEST, max(_GPU_PACK, max_length))
         settings = _settings(recipe, device, least)
@@ -76,7 +90,8 @@ def fit(survey: Survey, gpu: str | None, method: str, max_length: int) -> Fit:
     memory = f"{settings.fit.high / 2**30:.1f} of {device.memory_gib:.1f} GiB by estimate"
     used: Method = "qlora" if found.model.load_in_4bit else chosen
     tokens = found.sequence.budget
-    return Fit(device.name, found.model.dtype, True, used, min(max_length, tokens), tokens, memory)
+    why = bits if method == "auto" else ""
+    return Fit(device.name, found.model.dtype, True, used, min(max_length, tokens), tokens, memory, why)
 
 
 def _recipe(recipe: Recipe, method: str, max_length: int, pack: int) -> Recipe:

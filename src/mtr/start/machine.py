@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from mtr.errors import UserError
 from mtr.model.device import available_memory, device_name, pick_device
 from mtr.model.flops import device_matrix_rate
 from mtr.recipe.hub import LOGIN, HubUnreachableError, ask
-from mtr.start.finding import Finding
+from mtr.start.finding import Finding, home, shareable
 
 _LITTLE_DISK = 20
 """GiB below which a model of some billion parameters does not fit."""
@@ -36,16 +35,11 @@ def check_machine() -> Iterator[Finding]:
     free = available_memory(cpu) / 2**30
     text = f"{device_name(cpu)}, torch threads: {torch.get_num_threads()}, {free:.1f} GiB of memory free"
     yield Finding("machine", "CPU", "ok", text, free)
-    for name, folder in (("disk here", Path.cwd()), ("disk of the Hub's cache", _cache())):
-        free = shutil.disk_usage(_existing(folder)).free / 2**30
-        text = f"{free:,.0f} GiB free in {_without_home(folder)}"
-        if free < _LITTLE_DISK:
-            yield Finding("machine", name, "none", f"{text}: little, if models are to be stored there", free)
-        else:
-            yield Finding("machine", name, "ok", text, free)
+    yield _disk("disk here", Path())
+    yield _disk("disk of the Hub's cache", _cache())
     for name in _VARIABLES:
         if name in os.environ:
-            yield Finding("machine", name, "ok", _without_login(os.environ[name]))
+            yield Finding("machine", name, "ok", shareable(os.environ[name]))
 
 
 def check_devices() -> Iterator[Finding]:
@@ -83,12 +77,12 @@ def check_hub() -> Finding:
     """Whether the Hugging Face Hub answers, and whether there is a token; never the token."""
     from huggingface_hub import constants, get_token, model_info
 
-    endpoint = _without_login(constants.ENDPOINT)
+    endpoint = shareable(constants.ENDPOINT)
     token = "a token is set" if get_token() else f"no token is set: for private and gated models, {LOGIN}"
     try:
         ask("looking for the Hub", lambda: model_info("Qwen/Qwen3-8B", timeout=8))
     except HubUnreachableError as error:
-        text = f"{_without_login(str(error))}; local folders and copies in the cache work without it"
+        text = f"{shareable(str(error))}; local folders and copies in the cache work without it"
         return Finding("Hub", "access", "none", text)
     except (UserError, OSError, ValueError) as error:
         return Finding("Hub", "access", "none", f"{endpoint} answers with {type(error).__name__}; {token}")
@@ -101,16 +95,15 @@ def _cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _without_home(path: Path) -> str:
-    """The path as it may be shown to strangers."""
-    home = Path.home()
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) and home != Path("/") else str(path)
-
-
-def _without_login(text: str) -> str:
-    """Without the name and password that a URL may hold."""
-    return re.sub(r"//[^/@\s]+@", "//", text)
+def _disk(name: str, folder: Path) -> Finding:
+    """The folder is named only where that tells nothing of its owner."""
+    try:
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free / 2**30
+    except (OSError, StopIteration) as error:
+        return Finding(
+            "machine", name, "none", f"cannot be looked at: {getattr(error, 'strerror', None) or 'no folder'}"
+        )
+    own = home()
+    place = f" in ~/{folder.relative_to(own)}" if own is not None and own in folder.parents else ""
+    little = ": little, if models are to be stored there" if free < _LITTLE_DISK else ""
+    return Finding("machine", name, "none" if little else "ok", f"{free:,.0f} GiB free{place}{little}", free)

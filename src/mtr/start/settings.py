@@ -42,7 +42,7 @@ def compose(asked: Asked, survey: Survey, fit: Fit, reason_of_length: str, model
     rows = report.of_rows if report.of_rows is not None else report.rows
     head = list(_findings(asked, survey, fit, rows))
     blocks = [_model(asked, fit), *_template(survey), _adapter(fit), _data(asked, report, rows)]
-    blocks += [_sequence(survey, fit, reason_of_length), *_generation(rows, fit), _training(asked, fit, rows)]
+    blocks += [_sequence(survey, fit, reason_of_length), *_generation(report, fit), _training(asked, fit, report)]
     return recipe_text(head, blocks, modeline)
 
 
@@ -64,7 +64,7 @@ def _findings(asked: Asked, survey: Survey, fit: Fit, rows: int) -> Iterator[tup
 def _model(asked: Asked, fit: Fit) -> Block:
     lines = [Line("name_or_path", asked.model), Line("dtype", fit.dtype)]
     if fit.method == "qlora":
-        lines.append(Line("load_in_4bit", True, "the frozen weights in 4 bits: in 16 they do not fit"))
+        lines.append(Line("load_in_4bit", True, f"the frozen weights in 4 bits{fit.reason_of_bits}"))
     return Block("model", lines)
 
 
@@ -96,20 +96,25 @@ def _data(asked: Asked, report: DataReport, rows: int) -> Block:
         lines.append(Line("format", asked.data_format))
     if report.unreadable:
         lines.append(Line("on_bad_row", "skip", "rows that cannot be read are counted and listed in rejects.jsonl"))
-    held_out = max(1, round(0.05 * rows))
-    comment = f"about {held_out:,} conversations are held out and never trained on"
+    comment = f"about {max(1, round(0.05 * rows)):,} of the rows are held out and never trained on"
     if report.of_rows is None:
         comment = "a stream cannot be split: name a file of held-out conversations"
         lines.append(Line("eval", "held-out.jsonl", comment, off=True))
     else:
-        lines.append(Line("eval", 0.05, comment, off=rows < _FEW_ROWS))
+        lines.append(Line("eval", 0.05, comment, off=not _held_out(report)))
     return Block("data", lines)
+
+
+def _held_out(report: DataReport) -> int:
+    """Rows that are held out: none of a few, and none of a stream."""
+    rows = report.of_rows or 0
+    return round(0.05 * rows) if rows >= _FEW_ROWS else 0
 
 
 def _sequence(survey: Survey, fit: Fit, reason_of_length: str) -> Block:
     alike = survey.shared_prefix >= _ALIKE
     begin = (
-        f"conversations begin with the same {survey.shared_prefix:,} tokens"
+        f"the conversations that were compared begin with the same {survey.shared_prefix:,} tokens"
         if alike
         else "conversations that begin alike"
     )
@@ -123,8 +128,8 @@ def _sequence(survey: Survey, fit: Fit, reason_of_length: str) -> Block:
     )
 
 
-def _generation(rows: int, fit: Fit) -> Iterator[Block]:
-    if fit.on_cuda or rows < _FEW_ROWS:
+def _generation(report: DataReport, fit: Fit) -> Iterator[Block]:
+    if fit.on_cuda or not _held_out(report):
         return
     yield Block(
         "generation",
@@ -132,19 +137,24 @@ def _generation(rows: int, fit: Fit) -> Iterator[Block]:
     )
 
 
-def _training(asked: Asked, fit: Fit, rows: int) -> Block:
+def _training(asked: Asked, fit: Fit, report: DataReport) -> Block:
+    rows = (report.of_rows or report.rows) - _held_out(report)
     per_step = min(16, max(4, rows // 20))
     epochs = 1 if rows >= 10_000 else 2 if rows >= 1_000 else 3
     steps = math.ceil(rows / per_step) * epochs
+    how_long = f"about {steps:,} steps"
+    if report.of_rows is None:
+        epochs, steps = 1, 1000  # these only space the checkpoints
+        how_long = "of a stream it is not known how many steps that is; training.max_steps sets it"
     return Block(
         "training",
         [
             Line("output_dir", f"runs/{_name_of_run(asked)}"),
             Line("conversations_per_step", per_step, "one update of the weights; over all processes together"),
-            Line("num_train_epochs", epochs, f"about {steps:,} steps"),
+            Line("num_train_epochs", epochs, how_long),
             Line("learning_rate", 2e-4 if fit.method != "full" else 1e-5),
             Line("gradient_checkpointing", "auto", "the least recomputation that fits"),
-            Line("eval_steps", max(1, steps // 5), "evaluate this often", off=rows < _FEW_ROWS),
+            Line("eval_steps", max(1, steps // 5), "evaluate this often", off=not _held_out(report)),
             Line("save_steps", max(10, steps // 5), "a checkpoint this often; mtr train --resume goes on from it"),
             Line("report_to", "tensorboard", "or wandb, mlflow, trackio, ...", off=True),
         ],

@@ -59,9 +59,10 @@ def _comment(text: str, label: str = "") -> list[str]:
 
 def _line(line: Line) -> str:
     text = f"  {'# ' if line.off else ''}{line.key}: {_value(line.value)}"
-    if not line.comment:
+    comment = _plain(line.comment)
+    if not comment:
         return text
-    first, *others = textwrap.wrap(_plain(line.comment), _WIDTH - _COMMENTS_FROM - 2)
+    first, *others = textwrap.wrap(comment, _WIDTH - _COMMENTS_FROM - 2)
     return "\n".join([f"{text:<{_COMMENTS_FROM - 2}}  # {first}", *(f"{'':<{_COMMENTS_FROM}}# {o}" for o in others)])
 
 
