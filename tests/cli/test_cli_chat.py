@@ -8,7 +8,10 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from support.runs import trained_run
 import mtr.cli.chat
 from mtr.cli.views.chat import ColumnsView, StackedView, folded, note_on
 from mtr.cli.views.flow import Flow
+from mtr.errors import UserError
 from mtr.talk.loading import Speakers
 from mtr.talk.session import Answer
 
@@ -153,6 +157,53 @@ def test_an_answer_that_never_comes_is_an_error(ask: Mtr) -> None:
     assert "no answer after 4 tokens, only thinking: raise --max-new-tokens" in err
 
 
+def test_an_answer_that_fills_the_context_is_not_blamed_on_the_limit(
+    ask: Mtr, speakers: dict[bool, Speakers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = answers_of(ask)
+    code, _, _ = ask("--prompt", QUESTIONS[0])
+    assert code == 0
+    small = replace(speakers[False], positions=first["tuned"]["prompt_tokens"] + 4)
+    monkeypatch.setitem(speakers, False, small)
+    code, _, err = ask("--prompt", QUESTIONS[0])
+    assert code == 2
+    assert "no answer after 4 tokens, only thinking: the context is full; ask for less" in err
+
+
+@pytest.mark.parametrize("option", [(), ("--json",), ("--compare",)])
+def test_after_ctrl_c_no_more_is_asked(ask: Mtr, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...]) -> None:
+    @contextmanager
+    def pressed() -> Iterator[Callable[[], bool]]:
+        yield lambda: True
+
+    monkeypatch.setattr("mtr.talk.session.stoppable", pressed)
+    code, out, err = ask("--prompt", QUESTIONS[0], "--prompt", QUESTIONS[1], *option)
+    assert code == 130
+    assert "error" not in err
+    if option == ("--json",):
+        (line,) = out.splitlines()
+        assert json.loads(line)["tuned"]["finish"] == "interrupted"
+
+
+@pytest.mark.parametrize("view", [StackedView, ColumnsView])
+def test_what_fails_half_way_is_shown_to_its_end(view: type[StackedView | ColumnsView]) -> None:
+    """A picture that is still drawn would hide the cursor and stand in the way of the next answer."""
+    out = Console(file=Screen(), width=100, force_terminal=True)
+    made = view(out, True)
+
+    def ask(question: str, watch: Callable[[Answer], None]) -> list[Answer]:
+        watch(Answer("tuned"))
+        watch(Answer("tuned", "Hm", completion_tokens=1, thinking_tokens=1))
+        watch(Answer("tuned", "Hm", "", "interrupted", 9, 1, 1))
+        raise UserError("no memory")
+
+    session: Any = SimpleNamespace(ask=ask)
+    with pytest.raises(UserError):
+        mtr.cli.chat._ask(session, made, "?")
+    assert isinstance(out.file, Screen)
+    assert out.file.getvalue().count("\x1b[?25l") == out.file.getvalue().count("\x1b[?25h") > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -160,6 +211,8 @@ def test_an_answer_that_never_comes_is_an_error(ask: Mtr) -> None:
         (("{run}", "--prompt", "x", "--temperature", "-1"), "--temperature: -1 is not between 0 and 100"),
         (("{run}", "--prompt", "x", "--top-p", "0"), "--top-p: 0 is not above 0 and at most 1"),
         (("{run}", "--prompt", "x", "--seed", "-3"), "--seed: -3 is not between 0 and 2**62"),
+        (("{run}", "--prompt", "a \udcff"), "--prompt is not text in UTF-8"),
+        (("{run}", "--prompt", "x", "--system", "a \udcff"), "--system is not text in UTF-8"),
         (("{run}", "--json"), "--json needs --prompt, or a question on standard input"),
     ],
 )
@@ -173,6 +226,12 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
 def test_an_empty_question_is_refused(mtr: Mtr, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     check_refused(mtr("chat", run), "standard input is empty")
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_bytes_that_are_no_text_are_refused(mtr: Mtr, run: Path, monkeypatch: pytest.MonkeyPatch, errors: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a \xff"), "utf-8", errors))
+    check_refused(mtr("chat", run), "standard input is not text in UTF-8; convert it")
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

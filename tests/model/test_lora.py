@@ -5,6 +5,7 @@ refused, by its size before memory is taken for it; four bits are refused where 
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from support.models import Tensors, save_tensors
 from support.paths import QUICKSTART
+from support.runs import trained_run
 
 from mtr.checks.verify import verify
 from mtr.errors import UserError
@@ -60,6 +62,14 @@ def test_scales_and_ranks_are_the_recipes(write_recipe: Recipes) -> None:
     assert scalings(model, "v_proj") == {2.0}
     ranks = {name.split(".")[-4]: p.shape[0] for name, p in model.named_parameters() if ".lora_A." in name}
     assert (ranks["q_proj"], ranks["k_proj"]) == (4, 16)
+
+
+@pytest.mark.parametrize("start", [True, "olora"])
+def test_the_adapter_names_the_revision_of_its_base(tmp_path: Path, start: Any) -> None:
+    """PEFT's AutoPeftModel loads the base by it, and the newest one without."""
+    model = {"name_or_path": str(QUICKSTART / "base"), "dtype": "float32", "revision": "v1"}
+    run = trained_run(tmp_path, model=model, lora={"init_lora_weights": start})
+    assert json.loads((run / "adapter_config.json").read_text())["revision"] == "v1"
 
 
 def test_experts_are_adapted(write_recipe: Recipes, models: Callable[..., Path]) -> None:

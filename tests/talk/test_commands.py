@@ -16,7 +16,7 @@ from mtr.data.parsing import parse_row
 from mtr.errors import UserError
 from mtr.talk.commands import COMMANDS, Command, carry_out, help_lines, parse_command
 from mtr.talk.session import Answer, Session
-from mtr.talk.typed import read_message
+from mtr.talk.typed import read_message, type_line
 
 MESSAGES = [
     {"role": "user", "content": "Paul has 23 nuts."},
@@ -105,6 +105,9 @@ def test_a_conversation_is_saved_as_a_row_and_nothing_is_replaced(session: Sessi
     assert file.read_text() == row + "\n"
     with pytest.raises(UserError, match="cannot be written: No such file or directory"):
         carry_out(session, Command("save", str(tmp_path / "none" / "x.jsonl")))
+    for name in ("~nobody-of-this-name/x.jsonl", "a\0b"):
+        with pytest.raises(UserError, match="cannot be written"):
+            carry_out(session, Command("save", name))
     with pytest.raises(UserError, match="needs the name of a file"):
         carry_out(session, Command("save"))
     session.reset()
@@ -140,3 +143,28 @@ def test_a_message_is_what_belongs_together(
 ) -> None:
     more = iter(waits)
     assert read_message(typing(*lines), "> ", lambda: next(more)) == message
+
+
+def test_the_prompt_is_beside_answers_that_go_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def read(prompt: str) -> str:
+        asked.append(prompt)
+        return "Hello"
+
+    monkeypatch.setattr("builtins.input", read)
+    assert type_line("> ") == "Hello"
+    assert capsys.readouterr() == ("", "> ")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert type_line("> ") == "Hello"
+    assert (asked, capsys.readouterr()) == (["", "> "], ("", ""))
+
+
+@pytest.mark.parametrize("read", [lambda _: "a \udcff", lambda _: b"a \xff".decode()])
+def test_bytes_that_are_no_text_are_said(monkeypatch: pytest.MonkeyPatch, read: Callable[[str], str]) -> None:
+    """Python keeps them or fails, as the locale has it."""
+    monkeypatch.setattr("builtins.input", read)
+    with pytest.raises(UserError, match="what was typed is not text in UTF-8"):
+        type_line("> ")

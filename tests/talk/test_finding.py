@@ -20,8 +20,10 @@ from support.rows import copy_tokenizer
 from support.runs import trained_run
 
 from mtr.errors import UserError
+from mtr.model.completions import GREEDY, Sampling
 from mtr.talk.finding import Base, find_voice
 from mtr.talk.loading import load_speakers
+from mtr.talk.session import Limits, Session
 from mtr.training.merge import merge
 
 CPU = torch.device("cpu")
@@ -127,6 +129,32 @@ def test_a_file_is_no_voice(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").touch()
     with pytest.raises(UserError, match="a file; give the folder of a run"):
         find_voice(str(tmp_path / "recipe.yaml"))
+
+
+def test_an_unknown_user_is_no_folder() -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        find_voice("~nobody-of-this-name/run")
+
+
+@pytest.mark.parametrize(
+    ("said", "sampling"),
+    [
+        ({"do_sample": False, "temperature": 0.6}, GREEDY),
+        ({"do_sample": True}, Sampling(1.0, 1.0, 0)),
+        ({"do_sample": True, "temperature": 2, "top_p": 1, "top_k": 20.0}, Sampling(2.0, 1.0, 20)),
+    ],
+)
+def test_a_generation_config_is_drawn_from_as_it_is_written(
+    tmp_path: Path, said: dict[str, Any], sampling: Sampling
+) -> None:
+    """Numbers of either kind, and beams, which nobody can watch, or not."""
+    shutil.copytree(BASE, tmp_path / "model")
+    file = tmp_path / "model" / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": 2, "num_beams": 3, **said}))
+    speakers = load_speakers(find_voice(str(tmp_path / "model")), CPU)
+    assert speakers.sampling == sampling
+    (answer,) = Session(speakers, Limits(8, speakers.sampling, 0)).ask("Paul has 23 nuts.")
+    assert 0 < answer.completion_tokens <= 8
 
 
 def test_four_bits_need_a_gpu_and_there_is_a_way_out(run: Path) -> None:

@@ -193,6 +193,30 @@ def test_a_full_context_is_said(session: Session) -> None:
     assert max(answer.prompt_tokens + answer.completion_tokens for answer in answers) <= limit
 
 
+def test_what_cannot_be_drawn_is_said_and_the_chat_goes_on(session: Session) -> None:
+    seen: list[Answer] = []
+    session.limits = replace(LIMITS, sampling=Sampling(1e-42))
+    with pytest.raises(ContextError, match="no finite numbers: the temperature is too low to draw with"):
+        session.ask(QUESTIONS[0], seen.append)
+    assert seen[-1].finish == "interrupted", "so that whoever watches can end"
+    assert session.messages == []
+    session.limits = LIMITS
+    assert session.take_again() == QUESTIONS[0]
+    assert all(answer.is_kept for answer in session.ask(QUESTIONS[0]))
+
+
+def test_a_question_to_be_asked_again_is_not_lost_when_it_is_refused(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.ask(QUESTIONS[0])
+    assert session.take_again() == QUESTIONS[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(session.speakers.renderer.tokenizer, "chat_template", "{{ raise_exception('no') }}")
+        with pytest.raises(ContextError):
+            session.ask(QUESTIONS[0])
+    assert session.take_again() == QUESTIONS[0]
+
+
 def test_a_question_that_the_template_refuses_changes_nothing(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

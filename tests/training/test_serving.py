@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -87,6 +88,23 @@ def test_the_python_of_the_card_runs_and_says_the_same(
         with torch.no_grad():
             logits = names["model"](torch.arange(3, 60)[None]).logits
         assert (logits - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_that_started_from_the_weights_is_served_as_any_other(tmp_path: Path, start: str) -> None:
+    """Loaded by PEFT and transformers alone, adapter and merged model say what mtr's own model says."""
+    run = trained_run(tmp_path, lora={"init_lora_weights": start}, training={"learning_rate": 1e-3})
+    merge(run, run / "merged", "float32")
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        wanted = load_speakers(find_voice(str(run)), torch.device("cpu")).model(ids).logits
+        base = transformers.AutoModelForCausalLM.from_pretrained(str(QUICKSTART / "base"), dtype=torch.float32)
+        assert (base(ids).logits - wanted).abs().max() > 0.1, "nothing was trained"
+        served = peft.PeftModel.from_pretrained(base, str(run)).eval()(ids).logits
+        merged = transformers.AutoModelForCausalLM.from_pretrained(str(run / "merged"), dtype=torch.float32)
+        assert torch.equal(served, wanted)
+        assert (merged(ids).logits - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert "vllm serve" in (run / "README.md").read_text().partition("### Merged")[0], "vLLM loads the adapter, too"
 
 
 def test_a_history_sent_back_as_the_card_says_is_the_trained_one(run: Path, speakers: Speakers) -> None:
@@ -194,6 +212,10 @@ def test_template_arguments_revision_and_trust_are_handed_on(tmp_path: Path, tok
     assert words[words.index("--dtype") + 1] == "bfloat16"
     assert "--trust-remote-code" in words
     assert text.count("trust_remote_code=True") == 2
+    adapter, merged = blocks(text, "python")
+    assert 'base = AutoModelForCausalLM.from_pretrained("owner/base", revision="abc", dtype="bfloat16"' in adapter
+    assert 'model = PeftModel.from_pretrained(base, "my run")' in adapter
+    assert "revision" not in merged
 
 
 def test_whole_weights_need_no_adapter(tmp_path: Path, tokenizer: Any) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mtr.talk.commands import Command
     from mtr.talk.finding import Found
     from mtr.talk.loading import Speakers
-    from mtr.talk.session import Session
+    from mtr.talk.session import Answer, Session
 
 EXAMPLES = """Examples:
   mtr chat runs/chats                      # /help lists the commands
@@ -32,6 +32,8 @@ EXAMPLES = """Examples:
   mtr chat runs/chats --json < question.txt
 """
 PROMPT = "> "
+_INTERRUPTED = 130
+"""The exit code of what Ctrl-C ended."""
 
 
 def chat(
@@ -68,9 +70,11 @@ def chat(
     with errors():
         _check_drawing(temperature, top_p, seed)
         from mtr.talk.finding import find_voice
+        from mtr.talk.typed import checked_text
 
         found = find_voice(run)
         questions = _given_questions(prompt)
+        checked_text(system or "", "--system")
         if as_json and questions is None:
             raise UserError("--json needs --prompt, or a question on standard input")
         quiet_libraries()
@@ -106,11 +110,16 @@ def _given_questions(prompt: list[str] | None) -> list[str] | None:
     Raises:
         UserError: there is none.
     """
+    from mtr.talk.typed import checked_text
+
     if prompt:
-        return prompt
+        return [checked_text(question, "--prompt") for question in prompt]
     if sys.stdin.isatty():
         return None
-    question = sys.stdin.read().strip()
+    try:
+        question = checked_text(sys.stdin.read(), "standard input").strip()
+    except UnicodeDecodeError:
+        raise UserError("standard input is not text in UTF-8; convert it") from None
     if not question:
         raise UserError("standard input is empty; give a question there or with --prompt, or use a terminal")
     return [question]
@@ -133,21 +142,22 @@ def _sampling(own: Sampling, temperature: float | None, top_p: float | None) -> 
 
 
 def _play(session: Session, questions: list[str], fold: bool, as_json: bool) -> None:
-    """Ask one after the other and print the answers."""
+    """Ask one after the other and print the answers. Ctrl-C ends the answer, and no more is asked."""
     view = None if as_json else _view(session, fold, loose=False)
     for question in questions:
-        answers = session.ask(question, view.watch if view else lambda _: None)
+        answers = _ask(session, view, question) if view else session.ask(question)
         if view is None:
             voices = {answer.voice: asdict(answer) for answer in answers}
             for voice in voices.values():
                 del voice["voice"]
             print(write_json(None, {"question": question, "seed": session.limits.seed, **voices}), flush=True)
-        else:
-            view.end()
-        if not all(answer.is_kept for answer in answers):
-            raise UserError(
-                f"no answer after {answers[-1].completion_tokens:,} tokens, only thinking: raise --max-new-tokens"
-            )
+        if any(answer.finish == "interrupted" for answer in answers):
+            raise typer.Exit(_INTERRUPTED)
+        for answer in answers:
+            if not answer.is_kept:
+                is_cut = answer.completion_tokens >= session.limits.max_new_tokens
+                mend = "raise --max-new-tokens" if is_cut else "the context is full; ask for less"
+                raise UserError(f"no answer after {answer.completion_tokens:,} tokens, only thinking: {mend}")
 
 
 def _view(session: Session, fold: bool, loose: bool) -> StackedView | ColumnsView:
@@ -162,17 +172,20 @@ def _view(session: Session, fold: bool, loose: bool) -> StackedView | ColumnsVie
 def _converse(session: Session, found: Found, fold: bool) -> None:
     """Until /quit or the end of the input."""
     from mtr.cli.views.chat import introduction
-    from mtr.talk.typed import edit_lines, more_waits, read_message
+    from mtr.talk.typed import edit_lines, more_waits, read_message, type_line
 
     err, view = console(), _view(session, fold, loose=True)
     _say(introduction(session, found))
     waits: Callable[[], bool] = more_waits if edit_lines() is None else lambda: False
     while True:
         try:
-            line = read_message(input, PROMPT, waits)
+            line = read_message(type_line, PROMPT, waits)
         except KeyboardInterrupt:
             err.print()
             _say(["(Ctrl-D or /quit leaves)"])
+            continue
+        except UserError as error:
+            _say([str(error)])
             continue
         if line is None:
             err.print()
@@ -217,9 +230,24 @@ def _react(session: Session, view: StackedView | ColumnsView, line: str) -> bool
     return True
 
 
-def _ask(session: Session, view: StackedView | ColumnsView, question: str) -> None:
-    session.ask(question, view.watch)
-    view.end()
+def _ask(session: Session, view: StackedView | ColumnsView, question: str) -> list[Answer]:
+    """What arrives is shown, and shown to its end whatever happens.
+
+    Raises:
+        UserError: it cannot be answered.
+    """
+    has_begun = False
+
+    def watch(answer: Answer) -> None:
+        nonlocal has_begun
+        has_begun = True
+        view.watch(answer)
+
+    try:
+        return session.ask(question, watch)
+    finally:
+        if has_begun:
+            view.end()
 
 
 def _say(lines: list[str]) -> None:

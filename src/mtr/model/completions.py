@@ -58,6 +58,7 @@ def complete(
     if not sampling.is_greedy:
         options = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
         options["top_k"] = sampling.top_k
+    options |= {"num_beams": 1, "num_return_sequences": 1}  # whatever generation_config.json says
     if watch is not None:
         options["stopping_criteria"] = [_Watching(watch)]
     with uncompiled():

@@ -136,6 +136,7 @@ def load_model(
     freeze_idle(model)
     if recipe.lora is not None:
         model = add_lora(model, _start(recipe.lora, random_weights), recipe.training.seed, checkpoint)
+        model.active_peft_config.revision = recipe.model.revision  # of the base, which PEFT loads by what is exported
         if recipe.lora.init_lora_weights == "loftq" and getattr(model, "is_loaded_in_4bit", False):
             files = weight_files(recipe.model.name_or_path, recipe.model.revision)
             make_up_for_quantization(model, stored_tensors(files))

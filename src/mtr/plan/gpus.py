@@ -113,7 +113,7 @@ USUAL = ("H100 SXM", "A100 80GB", "L40S", "RTX 4090")
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU of this name, in any spelling that fits one only: `h100-sxm`, `NVIDIA L40S`, `rtx4090`, `4090`.
+    """The GPU of this name, in any spelling that fits one only: `h100-sxm`, `NVIDIA A100-SXM4-80GB`, `rtx4090`, `4090`.
 
     An H100 without further words is the SXM module, which is what most clouds rent out.
 
@@ -122,7 +122,7 @@ def find_gpu(name: str) -> Gpu:
     """
     keys = {"".join(_words(gpu.name)): gpu for gpu in GPUS}
     words = _words(name)
-    if words == ["h100"]:
+    if "".join(words) in ("h100", "h10080gb"):  # as PyTorch names it: NVIDIA H100 80GB HBM3
         words = ["h100", "sxm"]
     if (gpu := keys.get("".join(words))) is not None:
         return gpu
@@ -138,7 +138,13 @@ def find_gpu(name: str) -> Gpu:
 _SAID_BY_NUMBER = ("nvidia", "geforce", "tesla", "rtx", "generation", "blackwell", "workstation", "server", "edition")
 
 
+_ONE_RATE = ("a100", "v100")
+"""Their modules and cards are one GPU here."""
+
+
 def _words(name: str) -> list[str]:
     """The words that tell GPUs apart."""
     words = re.findall(r"[a-z0-9]+", re.sub(r"^rtx(?=\d)", "", name.lower()))
-    return [word for word in words if word not in _SAID_BY_NUMBER]
+    words = [re.sub(r"^sxm\d$", "sxm", word) for word in words if word not in _SAID_BY_NUMBER and word[:3] != "hbm"]
+    any_board = bool(set(words) & set(_ONE_RATE))
+    return [word for word in words if not (any_board and word in ("sxm", "pcie"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,12 +109,12 @@ def _save(session: Session, name: str) -> str:
         raise UserError("/save needs the name of a file")
     if not session.questions:
         raise UserError("/save: nothing has been said yet")
-    file, turns = Path(name).expanduser(), len(session.questions)
+    file, turns = Path(os.path.expanduser(name)), len(session.questions)
     try:
         with file.open("x", encoding="utf-8") as out:
             out.write(write_json(None, session.row()) + "\n")
     except FileExistsError:
         raise UserError(f"/save: {name} exists, and is not replaced; give another name") from None
-    except OSError as error:
-        raise UserError(f"/save: {name} cannot be written: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"/save: {name} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     return f"saved: {file}, a row with {turns} turn{'' if turns == 1 else 's'}"

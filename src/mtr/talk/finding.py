@@ -64,7 +64,7 @@ def find_voice(name: str) -> Found:
     Raises:
         UserError: there is nothing there to talk to; says what to give instead.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # an unknown ~user stays as it is
     if os.path.isdir(folder):
         return _in_folder(name, folder)
     if os.path.exists(folder):  # not of a name that is too long

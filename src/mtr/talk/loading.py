@@ -155,4 +155,4 @@ def _sampling(model: Any) -> Sampling:
         low, high = allowed[key]
         if not isinstance(value, (int, float)) or not low <= value <= high:
             raise UserError(f"generation_config.json: {key} is {value!r}, not between {low} and {high:,}; mend it")
-    return Sampling(**{"temperature": 1.0, **used})
+    return Sampling(float(used.get("temperature", 1.0)), float(used.get("top_p", 1.0)), int(used.get("top_k", 0)))

@@ -30,7 +30,7 @@ Watch = Callable[["Answer"], None]
 
 
 class ContextError(UserError):
-    """A question that cannot be asked: the context is full, or the template refuses the messages."""
+    """A question that cannot be answered: the context is full, or template, memory or weights do not allow it."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Session:
         """The answer of each voice. A question without an answer to keep is taken back.
 
         Raises:
-            ContextError: it cannot be asked; nothing has changed.
+            ContextError: it cannot be answered; the messages have not changed.
         """
         asked = [[*self._with_system(talk), {"role": "user", "content": question}] for talk in self.talks]
         prompts = [self._prompt(messages) for messages in asked]
@@ -124,7 +124,9 @@ class Session:
 
     def take_again(self) -> str | None:
         """The last question, to be asked once more: its answers are taken back; None if there is none."""
-        return self._unanswered if self._unanswered is not None else self.undo()
+        if self._unanswered is None:
+            self._unanswered = self.undo()
+        return self._unanswered
 
     def reset(self) -> None:
         """Forget everything but the system prompt."""
@@ -180,8 +182,17 @@ class Session:
         except KeyboardInterrupt:
             pass
         except torch.OutOfMemoryError:
+            watch(arriving.end("interrupted"))
             raise ContextError(
                 f"a context of {len(prompt):,} tokens does not fit into the memory of the device; /reset begins anew"
+            ) from None
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):  # of torch.multinomial
+                raise
+            watch(arriving.end("interrupted"))
+            raise ContextError(
+                "the probabilities of the next token are no finite numbers: the temperature is too low to draw with "
+                "(0 takes the likeliest token), or the weights are broken"
             ) from None
         answer = arriving.end(finish)
         watch(answer)
@@ -223,11 +234,11 @@ class _Arriving:
             raise KeyboardInterrupt
 
     def end(self, finish: Finish) -> Answer:
-        """The answer as inference reads it; of one that was cut inside its thinking, the thinking."""
+        """The answer as inference reads it; of one that was cut before its response, no more than its thinking."""
         renderer = self._renderer
         completion = before_stop(self.ids, renderer.stop_ids)
         thinking, response = renderer.split(completion)
-        if finish != "stop" and renderer.reader.is_thinking(self._decoding.text):
+        if finish != "stop" and not self.answer.response:  # inside the thinking, or what opens thinking or response
             thinking, response = self.answer.thinking, ""
         return replace(
             self.answer,

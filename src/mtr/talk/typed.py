@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from mtr.errors import UserError
+
 _PASTE_SECONDS = 0.02
 """Lines of a paste come faster than anybody types."""
 
@@ -25,6 +27,38 @@ def edit_lines() -> Any:
         return None
     readline.parse_and_bind("set enable-bracketed-paste on")  # Python switches it off
     return readline
+
+
+def type_line(prompt: str) -> str:
+    """A line of standard input. The prompt is shown beside the answers where those do not go to the terminal.
+
+    Raises:
+        EOFError: there is no more.
+        UserError: it is not text.
+    """
+    if not sys.stdout.isatty():
+        print(prompt, end="", file=sys.stderr, flush=True)
+        prompt = ""
+    try:
+        line = input(prompt)
+    except UnicodeDecodeError:
+        raise UserError(_NO_TEXT.format("what was typed")) from None
+    return checked_text(line, "what was typed")
+
+
+def checked_text(text: str, source: str) -> str:
+    """
+    Raises:
+        UserError: it has bytes that are no text, which Python keeps as half characters; names the source.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(_NO_TEXT.format(source)) from None
+    return text
+
+
+_NO_TEXT = "{} is not text in UTF-8; convert it, or type it anew"
 
 
 def read_message(read_line: Callable[[str], str], prompt: str, more_waits: Callable[[], bool]) -> str | None:

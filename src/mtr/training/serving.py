@@ -139,7 +139,7 @@ def _untold(renderer: Renderer) -> list[int]:
 
 
 def _with_transformers(served: Served, renderer: Renderer, path: str, adapter: bool = False) -> list[str]:
-    plain = served.loader == "AutoModelForCausalLM"
+    plain = served.loader == "AutoModelForCausalLM" and served.revision is None  # PEFT would load the newest one
     options = "".join([f', dtype="{served.dtype}"', ", trust_remote_code=True" if served.trusts_remote_code else ""])
     loader, source = served.loader, json.dumps(path)
     lines = ["```python"]
@@ -152,7 +152,8 @@ def _with_transformers(served: Served, renderer: Renderer, path: str, adapter: b
         f"tokenizer = AutoTokenizer.from_pretrained({source})",
     ]
     if adapter and not plain:
-        lines.append(f"base = {loader}.from_pretrained({json.dumps(served.base)}{options})")
+        pinned = "" if served.revision is None else f", revision={json.dumps(served.revision)}"
+        lines.append(f"base = {loader}.from_pretrained({json.dumps(served.base)}{pinned}{options})")
         lines.append(f"model = PeftModel.from_pretrained(base, {source})")
     else:
         lines.append(f"model = {loader}.from_pretrained({source}{options})")
