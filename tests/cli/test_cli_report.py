@@ -78,6 +78,7 @@ def test_of_many_runs_the_main_numbers_are_shown(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
     assert sum(line.startswith("run-5 ") for line in lines) == 3  # outcome, curve and results
     assert "gradient norm" not in lines
+    assert "--html and --json have all numbers" in lines  # no run is the best, and nothing is estimated
 
 
 def test_names_and_texts_of_others_send_nothing_to_the_terminal(tmp_path: Path) -> None:
@@ -170,13 +171,14 @@ def test_a_real_run_is_reported_as_it_was(write_recipe: Callable[..., Path], tmp
     )
     state = train(load_recipe(recipe, ["data.eval.0.path=" + str(_few(tmp_path))]))
     (found,) = report([tmp_path / "run"])["runs"]
-    assert found["outcome"] == {"state": "finished", "text": "finished, 3 steps", "seconds_left": None}
+    assert found["outcome"] == {"state": "finished", "text": "finished, 3 steps", "steps": 3, "seconds_left": None}
     assert found["missing"] == []
     results = found["results"]
     assert (results["loss"], results["eval_loss"]) == (state.loss, state.eval_loss)
     assert (results["turns"], results["tokens"]) == (state.counts.turns, state.counts.tokens)
     assert results["per_turn_tokens"] == state.counts.per_turn_tokens
     assert (results["seconds"], results["right_after"]) == (state.seconds, state.exact_match[-1])
+    assert results["tokens_per_second"] == state.counts.tokens / state.seconds
     assert found["counts"]["untrained_turns"] == dict(state.counts.untrained_turns) != {}
     assert found["series"]["loss"]["step"] == [2, 3]
     assert found["played"]["before"]["turns"] == found["played"]["after"]["turns"] > 2

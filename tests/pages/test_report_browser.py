@@ -144,6 +144,7 @@ def test_a_run_that_is_switched_off_is_not_drawn_or_read(desktop: Any) -> None:
 
 def test_smoothing_draws_another_line_before_the_raw_one(desktop: Any) -> None:
     line = desktop.locator(f"{LOSS} g.run-0 .line")
+    desktop.locator("#smoothing").fill("0")
     raw = line.get_attribute("d")
     desktop.locator("#smoothing").fill("8")
     assert line.get_attribute("d") != raw
@@ -158,6 +159,22 @@ def test_each_chart_is_a_table_too(desktop: Any, folders: list[Path]) -> None:
     assert cells[:3] == ["one", f"{losses[1]:.4g}".ljust(5, "0"), f"{losses[50]:.4g}"]
     assert cells[3] == f"{losses[low]:.4g} at {low}"
     desktop.locator("[data-key=loss] summary").click()
+
+
+def test_a_long_run_is_told_by_its_own_values_and_not_by_means_of_several_steps(
+    open_page: Open, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "long", 1500, max_steps=1500)  # more steps than a chart has points
+    write_report_page(tmp_path / "long.html", report([run]))
+    page = open_page(tmp_path / "long.html")
+    losses = written(run, "loss")
+    assert said(page) == (1500, [rounded(losses[1500])])
+    low, high = min(losses, key=lambda step: losses[step]), max(losses, key=lambda step: losses[step])
+    page.locator("[data-key=loss] summary").click()
+    cells = page.locator("[data-key=loss] tbody tr").first.locator("td").all_inner_texts()
+    numbers = [losses[step] for step in (1, 1500, low, high)]
+    assert [float(cell.split(" at ")[0]) for cell in cells] == [rounded(number) for number in numbers]
+    assert [cell.split(" at ")[1] for cell in cells[2:]] == [f"{low:,}", f"{high:,}"]
 
 
 def test_the_filter_shows_the_turns_that_it_names(desktop: Any) -> None:

@@ -192,3 +192,44 @@ def test_what_all_runs_said_before_training_is_shown_once() -> None:
     assert who(same[0], other) == ["a before training", "a after training", "b before training", "b after training"]
     assert who(same[0]) == ["before training", "after training"]
     assert played_side_by_side([{"name": "a", "played": {"conversations": [], "num_conversations": 0}}]) is None
+
+
+def test_conversations_of_other_files_of_the_same_name_are_not_put_side_by_side() -> None:
+    one, other = run_that_played("a", False, True), run_that_played("b", False, True)
+    other["played"]["conversations"][0]["turns"][0]["reference"] = "another"
+    found = played_side_by_side([one, other])
+    assert found is not None
+    assert [[turn["wanted"] for turn in chat["turns"]] for chat in found["chats"]] == [["r"], ["another"]]
+
+
+def test_conversations_that_are_left_out_are_counted_by_run() -> None:
+    runs = [run_that_played(name, False, True) for name in "ab"]
+    for run in runs:
+        run["played"]["num_conversations"] = 2
+        run["played"]["conversations"][0]["where"] = run["name"]
+    found = played_side_by_side(runs)  # two chats are shown, one of each run's two
+    assert found is not None
+    assert (found["shown"], found["more"]) == (1, 2)
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one_and_a_new_one_its_permissions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, found = tmp_path / "r.html", report(two_runs(tmp_path / "runs"))
+    file.write_text("old")
+    file.chmod(0o600)
+    before = sorted(tmp_path.iterdir())
+
+    def interrupted(path: Path, text: str, **_: Any) -> None:
+        with path.open("w") as partial:
+            partial.write(text[:100])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_report_page(file, found)
+    assert (file.read_text(), sorted(tmp_path.iterdir())) == ("old", before)
+    write_report_page(file, found)
+    assert file.read_text().endswith("</html>\n")
+    assert file.stat().st_mode & 0o777 == 0o600

@@ -73,7 +73,22 @@ def test_steps_without_an_update_are_known_and_those_at_the_end_counted(tmp_path
     bad: dict[str, Any] = {"loss": None, "skipped": "not finite"}
     found = read(tmp_path / "m", *({**one, "step": i + 1} for i, one in enumerate([fine, bad, fine, bad, bad])))
     assert found.skipped == [(2, "not finite"), (4, "not finite"), (5, "not finite")]
-    assert (found.num_skipped, found.skipped_last) == (3, 2)
+    assert (found.num_skipped, found.nonfinite_last) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("skipped", "last"),
+    [
+        ([(step, "no turn to train") for step in range(1, 61)] + [(61, "not finite")], 1),  # more than are kept
+        ([(3, "not finite"), (7, "not finite"), (8, "not finite")], 2),  # steps 4 to 6 made an update and have no line
+        ([(1, "not finite"), (2, "no turn to train")], 0),
+    ],
+)
+def test_only_steps_in_a_row_that_were_not_finite_end_a_run(
+    tmp_path: Path, skipped: list[tuple[int, str]], last: int
+) -> None:
+    found = read(tmp_path / "m", *({"step": step, "loss": None, "skipped": why} for step, why in skipped))
+    assert (found.num_skipped, found.nonfinite_last) == (len(skipped), last)
 
 
 def test_no_file_is_no_step_and_a_file_of_something_else_is_one_error(tmp_path: Path) -> None:
@@ -132,6 +147,19 @@ def test_thinning_keeps_every_extreme_and_the_last_step(length: int) -> None:
     assert found["step"][-1] == length
     columns = zip(found["low"], found["value"], found["high"], strict=True)
     assert all(low <= mean <= high for low, mean, high in columns)
+
+
+def test_a_thinned_series_tells_its_ends_and_extremes_by_their_own_steps() -> None:
+    value = np.linspace(5.0, 1.0, 10_000)
+    value[[1234, 7777]] = 9.0, 0.5
+    found = thin(np.arange(1.0, 10_001), value)
+    assert found is not None
+    assert [found[name] for name in ("first", "last", "lowest", "highest")] == [
+        [1, 5.0],
+        [10_000, 1.0],
+        [7778, 0.5],
+        [1235, 9.0],
+    ]
 
 
 def test_an_axis_keeps_its_ends() -> None:

@@ -14,11 +14,13 @@ import pytest
 from support.reports import LONG, environment, loss_at, played, write_checkpoint, write_rejects, write_run
 
 from mtr.errors import UserError
+from mtr.pages.report_played import played_side_by_side
 from mtr.report.recipes import default_of, defaults, differences, flat, own_settings, sources
 from mtr.report.report import report
 from mtr.report.results import best, rows_with_values, written
 from mtr.report.run import read_run
 from mtr.store.lock import RunLock, is_at_work
+from mtr.training.exact_match import GeneratedTurn
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -80,6 +82,17 @@ def test_a_run_that_was_stopped_or_killed(tmp_path: Path) -> None:
     assert outcome(run) == ("stopped", "stopped by SIGTERM after 12 of 20 steps; continue with --resume")
 
 
+def test_steps_without_a_line_are_those_of_the_checkpoint_that_was_written_at_the_end(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", 18, every=5, result=False, logging_steps=5)  # its last line is that of step 15
+    write_checkpoint(run, 18, stopped_by=15)
+    assert outcome(run) == ("stopped", "stopped by SIGTERM after 18 of 20 steps; continue with --resume")
+    (found,) = report([run])["runs"]
+    assert (found["results"]["steps"], found["results"]["conversations"]) == (18, 60)
+    assert found["missing"] == ["no line tells of the steps after 15: curves and results are those up to it"]
+    write_checkpoint(run, 20, stopped_by=15)  # its line is missing: of an earlier run, or the file is cut
+    assert "after 18 of 20" in outcome(run)[1]
+
+
 def test_a_run_whose_loss_was_not_finite(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", 10, result=False)
     with (run / "metrics.jsonl").open("a") as file:
@@ -115,6 +128,18 @@ def test_results_are_those_of_the_files(tmp_path: Path) -> None:
     assert found["missing"] == []
 
 
+def test_rates_are_those_of_all_steps_and_not_of_the_logged_ones(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", 20, every=10)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    slow = [{**line, "seconds": 5.0} for line in lines]  # the two logged steps took ten times as long as the others
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in slow))
+    results = report([run])["runs"][0]["results"]
+    assert results["tokens_per_second"] == results["tokens"] / results["seconds"] == 2000.0
+    assert (results["supervised_tokens_per_second"], results["per_turn_tokens_per_second"]) == (800.0, 5000.0)
+    assert results["estimated"] == ["mfu"]
+    assert report([write_run(tmp_path / "b", 20)])["runs"][0]["results"]["estimated"] == []
+
+
 def test_without_totals_reasons_are_those_of_the_newest_checkpoint_or_said_to_be_missing(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", 20, every=4)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -123,7 +148,8 @@ def test_without_totals_reasons_are_those_of_the_newest_checkpoint_or_said_to_be
     (found,) = report([run])["runs"]
     assert found["counts"] is None
     assert any("what was not trained is not known" in text for text in found["missing"])
-    assert found["results"]["estimated"] == ["seconds", "tokens"]
+    rates = [f"{name}_per_second" for name in ("tokens", "supervised_tokens", "per_turn_tokens")]
+    assert found["results"]["estimated"] == ["seconds", "tokens", *rates, "mfu"]
     rows = {row.key: row for row in rows_with_values([found["results"]])}
     assert written(rows["seconds"], found["results"]) == "~10 s"
     assert found["results"]["turns"] is None
@@ -131,6 +157,22 @@ def test_without_totals_reasons_are_those_of_the_newest_checkpoint_or_said_to_be
     (found,) = report([run])["runs"]
     assert (found["counts"]["turns"], found["counts"]["untrained_turns"]) == (80, {LONG: 16})
     assert "what was not trained is that of checkpoint-8" in found["missing"]
+
+
+def test_what_lines_of_an_older_format_do_not_say_is_not_counted_as_none(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", 20)
+    keys = ("step", "loss", "learning_rate", "seconds", "num_tokens", "eval_loss")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [{key: line[key] for key in keys if key in line} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = report([run])["runs"][0]["results"]
+    unknown = ("conversations", "turns", "supervised_tokens", "per_turn_tokens", "data_wait", "mfu")
+    assert [results[key] for key in (*unknown, "supervised_tokens_per_second")] == [None] * 7
+    assert (results["tokens"], results["tokens_per_second"], results["seconds"]) == (20_000, 2000.0, 10.0)
+    lines = [{"step": line["step"] * 2, "loss": 1.0} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = report([run])["runs"][0]["results"]
+    assert [results[key] for key in (*unknown, "tokens", "tokens_per_second", "seconds")] == [None] * 9
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -152,6 +194,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         "no conversations played after training yet",
     ):
         assert any(text in said for said in missing), text
+    assert not any("the recipe has no data.eval" in said for said in missing)  # nobody knows
     assert outcome(run)[0] == "failed"
 
 
@@ -190,6 +233,18 @@ def test_of_several_plays_the_first_and_the_last_count_and_of_many_the_first_are
     for place in (0, 2, 59):
         turn = found.conversations[place]["turns"][0]
         assert (turn["before"]["response"], turn["after"]["response"]) == ("?", "!")
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    turns = [GeneratedTurn(f"/data/{name}/eval.jsonl, line 1", 0, "", name, name) for name in "ab"]
+    (found,) = report([write_run(tmp_path / "a", 20, generated=[(20, turns)])])["runs"]
+    assert [chat["where"] for chat in found["played"]["conversations"]] == [
+        "a/eval.jsonl, line 1",
+        "b/eval.jsonl, line 1",
+    ]
+    page = played_side_by_side([found])
+    assert page is not None
+    assert [chat["turns"][0]["wanted"] for chat in page["chats"]] == ["a", "b"]
 
 
 def test_texts_that_no_file_can_hold_and_very_long_ones_are_made_to_fit(tmp_path: Path) -> None:
@@ -312,6 +367,23 @@ def test_other_data_is_noticed_by_content_alone() -> None:
     assert all(row["same"] for row in sources([one, moved]))
     assert [row["what"] for row in sources([one, other]) if row["same"] is False] == ["evaluation data"]
     assert {row["same"] for row in sources([one, {}])} == {None}
+
+
+def test_losses_of_other_data_have_no_best_one(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, 20, rate=rate) for name, rate in (("a", 1e-3), ("b", 1e-2))]
+
+    def bests() -> dict[str, int | None]:
+        found = [run["results"] for run in report(runs)["runs"]]
+        return {row.key: best(row, found) for row in rows_with_values(found)}
+
+    assert (bests()["best_eval_loss"], bests()["loss_recent"]) == (1, 1)
+    other = environment()
+    other["made_from"]["evaluation"] = {"e": {"sources": [{"content": "x"}]}}
+    (runs[1] / "environment.json").write_text(json.dumps(other))
+    assert (bests()["best_eval_loss"], bests()["loss_recent"]) == (None, 1)
+    other["made_from"]["tokenizer"] = "another"
+    (runs[1] / "environment.json").write_text(json.dumps(other))
+    assert (bests()["best_eval_loss"], bests()["loss_recent"]) == (None, None)
 
 
 def test_the_best_of_several_runs_is_the_lowest_loss_and_no_tie() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from mtr.console import printable
-from mtr.files import replace_file
+from mtr.files import written_whole
 from mtr.pages.report_played import played_side_by_side
 from mtr.pages.shell import asset, page
 from mtr.report.results import best, duration, four, one_decimal, rows_with_values, short, written
@@ -55,8 +55,9 @@ def write_report_page(path: Path, report: dict[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path.resolve(), report_page(report))
+    text = report_page(report)
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def report_page(report: dict[str, Any]) -> str:
@@ -86,7 +87,9 @@ def report_page(report: dict[str, Any]) -> str:
         differing=", ".join(row["key"] for row in rows if row["differs"]),
         date=report["date"][:16].replace("T", " "),
         version=report["mtr"],
-        **_made_from(report["sources"]),
+        sampled=any(run["results"]["estimated"] for run in runs),
+        made_from=_made_from(report["sources"]),
+        not_comparable="best_eval_loss" in runs[0]["results"]["not_comparable"],
     )
     script = f"{asset('report_chart.js')}\n{asset('report.js')}"
     return page(title(runs), body, style=asset("report.css"), script=script, data=data)
@@ -99,7 +102,7 @@ def title(runs: Sequence[dict[str, Any]]) -> str:
 def _stats(results: dict[str, Any]) -> list[tuple[str, str]]:
     """The main numbers of a single run."""
     wanted = [
-        ("training loss", results["loss_recent"], four),
+        ("training loss, last 10 logged", results["loss_recent"], four),
         ("lowest eval loss", results["best_eval_loss"], four),
         ("turns right before", results["right_before"], one_decimal),
         ("turns right after", results["right_after"], one_decimal),
@@ -144,13 +147,11 @@ def _trained(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return {"shares": shares, "rows": rows}
 
 
-def _made_from(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What was the same, in words, and whether eval losses cannot be compared."""
+def _made_from(sources: Sequence[dict[str, Any]]) -> str:
+    """What was the same, in words."""
     words = {True: "the same", False: "another", None: "not known"}
     groups = {same: [row["what"] for row in sources if row["same"] is same] for same in words}
-    text = "; ".join(f"{', '.join(names)}: {words[same]}" for same, names in groups.items() if names)
-    decisive = {"evaluation data", "chat template", "tokenizer"}
-    return {"made_from": text, "not_comparable": bool(decisive & set(groups[False]))}
+    return "; ".join(f"{', '.join(names)}: {words[same]}" for same, names in groups.items() if names)
 
 
 def _environment(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

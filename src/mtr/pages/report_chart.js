@@ -175,14 +175,18 @@ class Chart {
   table() {
     const head = ["run", "first", "last", "lowest", "highest"].map((name) => make("th", { scope: "col" }, name));
     const rows = this.lines.map(({ run, series }) => {
-      const lows = series.low || series.value;
-      const highs = series.high || series.value;
-      const lowest = lows.reduce((best, value, i) => (value < lows[best] ? i : best), 0);
-      const highest = highs.reduce((best, value, i) => (value > highs[best] ? i : best), 0);
-      const at = (values, i) => `${this.kind.value(values[i])} at ${X_WORDS.step(series.step[i])}`;
+      const { step, value: all } = series;
+      const point = (isBetter) => {
+        const place = all.reduce((best, value, i) => (isBetter(value, all[best]) ? i : best), 0);
+        return [step[place], all[place]];
+      };
+      const lowest = series.lowest || point((a, b) => a < b);
+      const highest = series.highest || point((a, b) => a > b);
+      const at = ([place, value]) => `${this.kind.value(value)} at ${X_WORDS.step(place)}`;
+      const [first, last] = [series.first?.[1] ?? all[0], series.last?.[1] ?? all.at(-1)];
       return make("tr", {}, make("th", { scope: "row" }, run.name),
-        make("td", {}, this.kind.value(series.value[0])), make("td", {}, this.kind.value(series.value.at(-1))),
-        make("td", {}, at(lows, lowest)), make("td", {}, at(highs, highest)));
+        make("td", {}, this.kind.value(first)), make("td", {}, this.kind.value(last)),
+        make("td", {}, at(lowest)), make("td", {}, at(highest)));
     });
     return make("details", { class: "numbers" }, make("summary", {}, "Numbers"),
       make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${this.spec.title} in numbers` },
@@ -343,7 +347,11 @@ class Chart {
     const cursor = this.view.cursor;
     const items = this.drawn.map((line) => {
       const i = cursor === null ? line.xs.length - 1 : nearest(line.xs, cursor);
-      const { value, low, high } = line.series;
+      const { value, low, high, last } = line.series;
+      if (cursor === null && last) {  // not the mean of the last bucket
+        const text = this.kind.value(last[1]);
+        return { ...line, i, at: line.xs[i], short: text, text };
+      }
       const range = low && low[i] < high[i] ? ` (${this.kind.value(low[i])} to ${this.kind.value(high[i])})` : "";
       return { ...line, i, at: line.xs[i], short: this.kind.value(value[i]), text: `${this.kind.value(value[i])}${range}` };
     });

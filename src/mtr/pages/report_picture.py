@@ -196,7 +196,7 @@ def _table(axes: Any, runs: Sequence[dict[str, Any]], shown: Sequence[Any]) -> N
         name = textwrap.shorten(run["name"], 22, placeholder="…") or run["name"][:20] + "…"
         axes.text(places[column], 0.5, name, ha="right", va="center", weight="bold", color=_colour(column))
     if len(found) > len(runs):
-        axes.text(100, 0.5, f"and {len(found) - len(runs)} more runs", ha="right", va="center", color=_MUTED)
+        axes.text(0, 0.5, f"the first {len(runs)} of {len(found)} runs", va="center", color=_MUTED)
     for number, row in enumerate(shown):
         at = number + 1.5
         first = best(row, found)

@@ -13,20 +13,26 @@ Turns = dict[int, dict[str, Any]]
 def played_side_by_side(runs: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """What the template shows, None where no run played a conversation.
 
-    Keys: more (how many there are, if some are not shown) and chats: {where, scores, turns}; of turns: asked, label,
-    wanted, kinds and said, a list of {who, index of the run or None, thinking, response, right}.
+    Conversations of two runs are one if their files are of one name and what was asked and expected is the same.
+
+    Keys: more (how many a run played, if some are not shown), shown (how many of them are) and chats: {where, scores,
+    turns}; of turns: asked, label, wanted, kinds and said, a list of {who, index of the run or None, thinking,
+    response, right}.
     """
-    chats: dict[str, dict[int, Turns]] = {}
+    chats: dict[tuple[object, ...], dict[int, Turns]] = {}
     for index, run in enumerate(runs):
         for chat in run["played"]["conversations"]:
-            chats.setdefault(chat["where"], {})[index] = {turn["turn"]: turn for turn in chat["turns"]}
+            texts = ((turn["turn"], turn["asked"], turn.get("answer"), turn["reference"]) for turn in chat["turns"])
+            played = chats.setdefault((chat["where"], *texts), {})
+            played[index] = {turn["turn"]: turn for turn in chat["turns"]}
     if not chats:
         return None
-    total = max(run["played"]["num_conversations"] for run in runs)
+    total, shown = max((run["played"]["num_conversations"], len(run["played"]["conversations"])) for run in runs)
     names = [run["name"] for run in runs]
     return {
-        "more": total if total > len(chats) else None,
-        "chats": [_chat(where, played, names) for where, played in chats.items()],
+        "more": total if total > shown else None,
+        "shown": shown,
+        "chats": [_chat(str(where), played, names) for (where, *_), played in chats.items()],
     }
 
 

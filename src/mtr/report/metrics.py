@@ -42,6 +42,8 @@ TRAIN = (
 """Numbers of a training line that are kept."""
 EVAL = ("eval_loss", "seconds")
 _TOTAL = "totals.tokens"
+NOT_FINITE = "not finite"
+"""Why a step made no update, as training writes it."""
 _MOST_SKIPPED = 50
 """Steps without an update that are kept one by one."""
 _LARGEST_STEP = 2**53
@@ -76,8 +78,8 @@ class Metrics:
     skipped: list[tuple[int, str]] = field(default_factory=list)
     """The first steps without an update, and why."""
     num_skipped: int = 0
-    skipped_last: int = 0
-    """Steps without an update at the very end."""
+    nonfinite_last: int = 0
+    """Steps in a row at the very end whose loss or gradient was not finite."""
     damaged: int = 0
     """Lines that cannot be read."""
     is_cut: bool = False
@@ -158,8 +160,6 @@ class _Reader:
 
     def found(self) -> Metrics:
         train, evals = _columns(self._train, TRAIN), _columns(self._evals, EVAL)
-        skipped = {step for step, _ in self._skipped}
-        last = next((i for i, row in enumerate(reversed(self._train)) if row[0] not in skipped), len(self._train))
         return Metrics(
             train,
             evals,
@@ -167,11 +167,19 @@ class _Reader:
             self._by_source,
             self._skipped[:_MOST_SKIPPED],
             len(self._skipped),
-            last,
+            self._nonfinite_last(),
             self._damaged,
             self._is_cut,
             self._repeated,
         )
+
+    def _nonfinite_last(self) -> int:
+        number = 0
+        for step, why in reversed(self._skipped):
+            if step != self._train[-1][0] - number or why != NOT_FINITE:  # steps between two lines made an update
+                break
+            number += 1
+        return number
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:

@@ -15,7 +15,6 @@ from mtr.store.lock import is_at_work
 from mtr.store.marker import Marker
 
 _WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
-_NOT_FINITE = "not finite"
 _MOST_STEPS = 2**53
 
 
@@ -35,6 +34,8 @@ class Outcome:
     """finished, running, stopped, failed, or empty (no step is logged)."""
     text: str
     """In words."""
+    steps: int = 0
+    """Done, as far as lines and checkpoints tell."""
     seconds_left: float | None = None
     """Of a run at work, by the pace of its last steps."""
 
@@ -58,34 +59,43 @@ def planned(recipe: dict[str, Any], metrics: Metrics) -> Plan:
 
 
 def outcome_of(folder: Path, marker: Marker, recipe: dict[str, Any], metrics: Metrics, plan: Plan) -> Outcome:
-    last = last_step(metrics)
+    checkpoints = steps_in(folder)
+    training = recipe.get("training")
+    training = training if isinstance(training, dict) else {}
+    last = _last(metrics, checkpoints, training.get("logging_steps"))
     steps = _steps(last, plan)
     if is_at_work(folder):
         left = _seconds_left(metrics, plan)
-        return Outcome("running", f"at work, {steps} done" if last else "at work, no step is logged yet", left)
+        return Outcome("running", f"at work, {steps} done" if last else "at work, no step is logged yet", last, left)
     has_result = any(name in marker.files and (folder / name).is_file() for name in _WEIGHTS)
     if has_result and (plan.steps is None or not plan.is_exact or last >= plan.steps):
-        return Outcome("finished", f"finished, {last:,} steps")
-    training = recipe.get("training")
-    patience = training.get("early_stopping_patience") if isinstance(training, dict) else None
+        return Outcome("finished", f"finished, {last:,} step{'' if last == 1 else 's'}", last)
+    patience = training.get("early_stopping_patience")
     if has_result and type(patience) is int and patience > 0:
-        return Outcome("finished", f"finished early after {steps}: eval loss did not improve in {patience} evaluations")
+        why = f"eval loss did not improve in {patience} evaluations"
+        return Outcome("finished", f"finished early after {steps}: {why}", last)
     if not last and not len(metrics.train):
         return Outcome("empty", "no step is logged")
-    checkpoints = steps_in(folder)
     kept = f"checkpoint-{checkpoints[-1]} is the newest" if checkpoints else "there is no checkpoint"
     if name := _stopped_by(folder, checkpoints, last):
-        return Outcome("stopped", f"stopped by {name} after {steps}; continue with --resume")
-    if metrics.skipped_last and metrics.skipped and metrics.skipped[-1][1] == _NOT_FINITE:
-        text = f"ended after {steps}, the last {metrics.skipped_last} without a finite loss or gradient"
-        return Outcome("failed", f"{text}; {kept}")
+        return Outcome("stopped", f"stopped by {name} after {steps}; continue with --resume", last)
+    if metrics.nonfinite_last and last == last_step(metrics):
+        text = f"ended after {steps}, the last {metrics.nonfinite_last} without a finite loss or gradient"
+        return Outcome("failed", f"{text}; {kept}", last)
     older = "; the result in the folder is that of an earlier end" if has_result else ""
-    return Outcome("failed", f"ended after {steps}, by an error or killed; {kept}{older}")
+    return Outcome("failed", f"ended after {steps}, by an error or killed; {kept}{older}", last)
 
 
 def last_step(metrics: Metrics) -> int:
     """The last step that a line tells of."""
     return int(max((lines.step[-1] for lines in (metrics.train, metrics.evals) if len(lines)), default=0))
+
+
+def _last(metrics: Metrics, checkpoints: list[int], logging_steps: object) -> int:
+    """The last step that is known of: of those after the last line, which are not logged, a checkpoint may tell."""
+    last = last_step(metrics)
+    every = logging_steps if type(logging_steps) is int else 1
+    return max([last, *(step for step in checkpoints if step < last + every)])
 
 
 def _steps(last: int, plan: Plan) -> str:

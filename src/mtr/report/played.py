@@ -77,14 +77,14 @@ class _Reader:
             turn["reference"] = _text(line.get("reference"))
 
     def found(self) -> Played:
-        shown = [(where, turns) for where, turns in self._conversations.items() if where in self._shown]
+        shown = {where: turns for where, turns in self._conversations.items() if where in self._shown}
         return Played(
             self._counted("before", 0),
             self._counted("after", self._end),
             len(self._conversations),
             [
-                {"where": where.replace("\\", "/").rsplit("/", 1)[-1], "turns": [turns[n] for n in sorted(turns)]}
-                for where, turns in shown
+                {"where": where, "turns": [turns[n] for n in sorted(turns)]}
+                for where, turns in zip(_short(list(shown)), shown.values(), strict=True)
             ],
             self._damaged,
         )
@@ -92,6 +92,16 @@ class _Reader:
     def _counted(self, when: str, step: int) -> dict[str, Any] | None:
         said = [turn[when] for turns in self._conversations.values() for turn in turns.values() if turn[when]]
         return {"step": step, "turns": len(said), "right": sum(one["right"] for one in said)} if said else None
+
+
+def _short(places: Sequence[str]) -> list[str]:
+    """Files and lines without the folders of their files, but for as many as tell all of them apart."""
+    parts = [place.replace("\\", "/").split("/") for place in places]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        short = ["/".join(part[-depth:]) for part in parts]
+        if len(set(short)) == len(short):
+            return short
+    return list(places)
 
 
 def _text(value: object) -> str:

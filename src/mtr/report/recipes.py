@@ -116,6 +116,19 @@ def sources(environments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def not_comparable(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The results (keys of `mtr.report.results.ROWS`) that are of other tokens or other conversations in some run.
+
+    Args:
+        rows: as `sources` returns them.
+    """
+    others = {row["what"] for row in rows if row["same"] is False}
+    texts = {"chat template", "tokenizer"}
+    found = ["loss", "loss_recent"] if others & {"training data", *texts} else []
+    found += ["eval_loss", "best_eval_loss"] if others & {"evaluation data", *texts} else []
+    return found + (["right_before", "right_after"] if "evaluation data" in others else [])
+
+
 def _content(value: Any) -> Any:
     """Without what may differ between copies of the same content."""
     if isinstance(value, dict):

@@ -20,7 +20,7 @@ from mtr import __version__
 from mtr.console import printable
 from mtr.errors import UserError
 from mtr.report.metrics import Metrics, progress_of
-from mtr.report.recipes import differences, own_settings, sources
+from mtr.report.recipes import differences, not_comparable, own_settings, sources
 from mtr.report.results import results
 from mtr.report.run import Run, by_reason, read_run
 from mtr.report.series import thin, thin_axis
@@ -52,7 +52,7 @@ def report(folders: Sequence[Path]) -> dict[str, Any]:
         raise UserError(f"{len(unique)} runs: at most {MOST_RUNS} can be told apart on one page; name fewer")
     runs = [read_run(folder) for folder in unique]
     recipes, environments = [run.recipe for run in runs], [run.environment for run in runs]
-    made = {
+    made: dict[str, Any] = {
         "mtr": __version__,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "runs": [_describe(run, name) for run, name in zip(runs, _names(unique), strict=True)],
@@ -60,6 +60,8 @@ def report(folders: Sequence[Path]) -> dict[str, Any]:
         "settings": own_settings(recipes[0]) if len(runs) == 1 else [],
         "sources": sources(environments) if len(runs) > 1 else [],
     }
+    for one in made["runs"]:
+        one["results"]["not_comparable"] = not_comparable(made["sources"])
     cleaned: dict[str, Any] = without_secrets(made)
     return cleaned
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mtr.report.metrics import Column, progress_of
-from mtr.report.outcome import last_step
 from mtr.report.run import Run
 
 _RECENT = 10
@@ -35,7 +34,7 @@ def results(run: Run) -> dict[str, Any]:
     tokens, seconds, is_estimate = progress_of(train)
     loss = train["loss"][~np.isnan(train["loss"])]
     found: dict[str, Any] = dict.fromkeys([*(row.key for row in ROWS), "best_eval_step"])
-    found |= {"steps": last_step(run.metrics), "planned_steps": run.plan.steps}
+    found |= {"steps": run.outcome.steps, "planned_steps": run.plan.steps}
     found |= {"loss": _last(loss), "loss_recent": _mean(loss[-_RECENT:])}
     found["eval_loss"] = _last(evals["eval_loss"])
     if len(evals) and not np.isnan(evals["eval_loss"]).all():
@@ -44,17 +43,18 @@ def results(run: Run) -> dict[str, Any]:
     for when, said in (("before", run.played.before), ("after", run.played.after)):
         if said:
             found[f"right_{when}"] = said["right"] / said["turns"]
-    found |= _counts(run, tokens, is_estimate) | {"seconds": _last(seconds)}
+    found |= _counts(run, tokens, is_estimate) | {"seconds": _last(seconds) or None}
     spent = float(np.nansum(train["seconds"]))
-    for name in ("tokens", "supervised_tokens", "per_turn_tokens"):
-        done = float(np.nansum(train[f"num_{name}"]))
-        found[f"{name}_per_second"] = done / spent if spent > 0 and done > 0 else None
+    rates, are_sampled = _rates(run, spent)
+    found |= rates
     found["peak_memory_bytes"] = float(np.nanmax(peak)) if len(peak := _known(train["peak_memory_bytes"])) else None
-    mfu = train["mfu"] * train["seconds"]
-    found["mfu"] = float(np.nansum(mfu) / spent) if spent > 0 and len(_known(mfu)) else None
+    has_mfu = ~np.isnan(train["mfu"] * train["seconds"])
+    weights = train["seconds"][has_mfu]
+    found["mfu"] = float(train["mfu"][has_mfu] @ weights / weights.sum()) if weights.sum() > 0 else None
     found["data_wait"] = _wait(run, spent)
     found["skipped_steps"] = run.metrics.num_skipped
-    found["estimated"] = ["seconds", "tokens"] if is_estimate else []
+    sampled = [*(rates if are_sampled else ()), "mfu"] if _has_gaps(run) else []
+    found["estimated"] = [*(["seconds", "tokens"] if is_estimate else []), *sampled]
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in found.items()}
 
 
@@ -64,8 +64,28 @@ def _counts(run: Run, tokens: Column, is_estimate: bool) -> dict[str, Any]:
     if run.metrics.totals:
         return {name: _whole(run.metrics.totals.get(name)) for name in _COUNTS}
     if is_estimate:
-        return {"tokens": _last(tokens)}
-    return {name: float(np.nansum(train[f"num_{name}"])) if len(train) else None for name in _COUNTS}
+        return {"tokens": _last(tokens) or None}
+    return {name: _sum(train[f"num_{name}"]) for name in _COUNTS}
+
+
+def _rates(run: Run, spent: float) -> tuple[dict[str, float | None], bool]:
+    """Tokens a second, and whether they are those of the logged steps alone, where the totals do not say."""
+    train, totals = run.metrics.train, run.metrics.totals
+    seconds = _last(train["total_seconds"])
+    names = ("tokens", "supervised_tokens", "per_turn_tokens")
+    done: list[float] = [_whole(totals.get(name)) or 0 for name in names]
+    are_sampled = not seconds or not any(done)
+    if are_sampled:
+        seconds, done = spent, [_sum(train[f"num_{name}"]) or 0 for name in names]
+    return {
+        f"{name}_per_second": number / seconds if seconds and number > 0 else None
+        for name, number in zip(names, done, strict=True)
+    }, are_sampled
+
+
+def _has_gaps(run: Run) -> bool:
+    """Whether steps were made that have no line."""
+    return bool((np.diff(run.metrics.train.step, prepend=0.0) > 1).any())
 
 
 def _wait(run: Run, spent: float) -> float | None:
@@ -74,11 +94,17 @@ def _wait(run: Run, spent: float) -> float | None:
     waited, total = _last(train["total_data_wait_seconds"]), _last(train["total_seconds"])
     if waited is not None and total:
         return waited / total
-    return float(np.nansum(train["data_wait_seconds"]) / spent) if spent > 0 else None
+    waited = _sum(train["data_wait_seconds"])
+    return waited / spent if waited is not None and spent > 0 else None
 
 
 def _whole(value: object) -> int | None:
     return value if type(value) is int else None
+
+
+def _sum(column: Column) -> float | None:
+    """None if it is not known of every line: the sum of the others would be too small."""
+    return float(column.sum()) if len(column) and not np.isnan(column).any() else None
 
 
 def _known(column: Column) -> Column:
@@ -136,7 +162,7 @@ def duration(seconds: float) -> str:
 
 
 ROWS = (
-    Row("loss", "training loss, last step", four),
+    Row("loss", "last training loss", four),
     Row("loss_recent", f"training loss, last {_RECENT} logged", four, -1),
     Row("best_eval_loss", "lowest eval loss", four, -1),
     Row("eval_loss", "last eval loss", four, -1),
@@ -174,7 +200,12 @@ def written(row: Row, one: dict[str, Any]) -> str:
 
 
 def best(row: Row, found: list[dict[str, Any]]) -> int | None:
-    """The place of the run with the best value, where one of several is better than all others."""
+    """The place of the run with the best value, where one of several is better than all others.
+
+    None, too, where a run names the value `not_comparable`.
+    """
+    if any(row.key in one.get("not_comparable", ()) for one in found):
+        return None
     values = [(one[row.key], place) for place, one in enumerate(found) if one.get(row.key) is not None]
     if not row.better or len(values) < 2:
         return None

@@ -13,7 +13,7 @@ from mtr.console import first_few, shorten
 from mtr.errors import UserError, one_line
 from mtr.recipe.plain_yaml import read_yaml
 from mtr.report.metrics import Metrics, read_metrics
-from mtr.report.outcome import Outcome, Plan, outcome_of, planned, read_state
+from mtr.report.outcome import Outcome, Plan, last_step, outcome_of, planned, read_state
 from mtr.report.played import Played, read_played
 from mtr.store.checkpoints import steps_in
 from mtr.store.marker import NAME, read_marker
@@ -164,6 +164,8 @@ def _missing(
         said.append(f"{metrics.damaged:,} lines of metrics.jsonl cannot be read and are left out")
     if metrics.is_cut and outcome.state != "running":
         said.append("the last line of metrics.jsonl is incomplete and is left out")
+    if len(metrics.train) and outcome.steps > (logged := last_step(metrics)):
+        said.append(f"no line tells of the steps after {logged:,}: curves and results are those up to it")
     if metrics.repeated:
         said.append(f"{metrics.repeated:,} lines of metrics.jsonl were written again later; the later ones are shown")
     if len(metrics.train) and not has_totals:
@@ -172,7 +174,9 @@ def _missing(
         said.append(f"what was not trained is that of checkpoint-{totals_at}")
     if len(metrics.train) and not len(metrics.evals):
         asked = isinstance(data := recipe.get("data"), dict) and (data.get("eval") or data.get("eval_fraction"))
-        said.append("no evaluation yet" if asked else "no evaluation: the recipe has no data.eval")
+        is_over = outcome.state == "finished" or not recipe
+        why = ": the recipe has no data.eval" if recipe and not asked else "" if is_over else " yet"
+        said.append(f"no evaluation{why}")
     if played.damaged:
         said.append(f"{played.damaged:,} lines of generations.jsonl cannot be read and are left out")
     if played.before and not played.after and len(metrics.train):

@@ -17,7 +17,8 @@ MOST_POINTS = 400
 
 
 def thin(step: Column, value: Column, most: int = MOST_POINTS) -> dict[str, Any] | None:
-    """The points that have a value: `step` and `value`, and of a longer series `low` and `high` of each bucket.
+    """The points that have a value: `step` and `value`; of a longer series also `low` and `high` of each bucket, and
+    the points (step, value) that are `first`, `last`, `lowest` and `highest` of all, which buckets do not tell.
 
     Returns:
         None if no point has a value.
@@ -30,12 +31,14 @@ def thin(step: Column, value: Column, most: int = MOST_POINTS) -> dict[str, Any]
         return {"step": step.astype(int).tolist(), "value": _short(value)}
     edges = np.linspace(0, len(step), most + 1).astype(int)
     starts, ends = edges[:-1], edges[1:]
+    places = {"first": 0, "last": -1, "lowest": int(value.argmin()), "highest": int(value.argmax())}
     mean = np.add.reduceat(value, starts) / (ends - starts)
     return {
         "step": step[ends - 1].astype(int).tolist(),
         "value": _short(mean),
         "low": _short(np.minimum.reduceat(value, starts)),
         "high": _short(np.maximum.reduceat(value, starts)),
+        **{name: [int(step[place]), *_short(value[[place]])] for name, place in places.items()},
     }
 
 

@@ -40,6 +40,8 @@ _MAIN = {
     "seconds": "time  ",
 }
 """Headings of the results of many runs; the last two places are for a mark."""
+_ENDS = (("first", 0), ("last", -1))
+"""Of a series: a long one is thinned, and has its ends beside it."""
 _FEW = 3
 """Runs for which all curves are shown; for more of them, only the losses."""
 _NAME = 18
@@ -100,7 +102,8 @@ def _show_curves(runs: Sequence[dict[str, Any]], out: Console) -> None:
             cells = max(1, round(room * series["step"][-1] / max(last, 1)))
             line = sparkline(series["step"], series["value"], cells, (min(values), max(values)))
             name = (_name(runs[index]) if len(runs) > 1 else label).ljust(width)
-            ends = f"{write(series['value'][0])} to {write(series['value'][-1])}"
+            first, end = (series[name][1] if name in series else series["value"][i] for name, i in _ENDS)
+            ends = f"{write(first)} to {write(end)}"
             out.print(f"{_safe(name)}  [{_style(index, runs)}]{line.ljust(room)}[/]  {ends}")
 
 
@@ -162,7 +165,9 @@ def _show_ranking(runs: Sequence[dict[str, Any]], out: Console) -> None:
         ]
         table.add_row(f"[{_style(place, runs)}]{_safe(_name(run))}[/]", *cells)
     _print(table, out)
-    out.print("[dim]* best of the runs; --html and --json have all numbers[/]")
+    marks = ["* best of the runs"] if any(first is not None for first in firsts) else []
+    marks += ["~ estimated from the steps that were logged"] if any(one["estimated"] for one in found) else []
+    _wrap("[dim]", "; ".join([*marks, "--html and --json have all numbers"]), 0, out)
 
 
 def _show_not_trained(runs: Sequence[dict[str, Any]], out: Console) -> None:
