@@ -4,6 +4,7 @@ or at random; and it renders a row only where its turns are asked for.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,14 @@ def numbers(data: Mixture, choice: Choice, asked: Asked | None = None) -> list[i
         (Choice(index=3), [3]),
         (Choice(index=0, count=2), [0, 1]),
         (Choice(index=3, count=9), [3, 4]),
+        (Choice(index=0, count=9), [0, 1, 3, 4]),
         (Choice(count=None), [0, 1, 2, 3, 4]),
         (Choice(find="refund", count=None), [1, 3]),
         (Choice(find="REFUND,"), [1]),
         (Choice(find="back", count=None), [3]),
         (Choice(find="done", count=None), [3]),
         (Choice(find="pay", count=None), [3]),
+        (Choice(find="Ä", count=None), [3]),
         (Choice(untrained=True, count=None), [1]),
         (Choice(find="refund", untrained=True, count=None), [1]),
         (Choice(order="longest"), [3]),
@@ -134,6 +137,50 @@ def test_nothing_found_has_an_exit_code_of_its_own(data: Mixture, choice: Choice
     with pytest.raises(NothingFoundError, match=words) as caught:
         numbers(data, choice)
     assert caught.value.exit_code == 1
+
+
+def test_a_letter_is_not_found_as_others_that_it_folds_to(
+    write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
+    answer = {"role": "assistant", "content": "."}
+    rows = [chat({"role": "user", "content": text}, answer) for text in ("Strasse", "Straße", "ΟΔΟΣΑ")]
+    recipe = load_recipe(write_recipe(data={"train": str(write_rows(rows))}))
+    opened = open_data(recipe.data, recipe.data.train)
+    assert isinstance(opened, Mixture)
+    for wanted, expected in (("ß", [1]), ("ss", [0]), ("ΟΔΟΣ", [2])):
+        assert numbers(opened, Choice(find=wanted, count=None)) == expected
+
+
+CODE = 'say("hi")\nüber'
+
+
+@pytest.mark.parametrize("wanted", ['say("hi")', ")\nÜB", "run", "code"])
+@pytest.mark.parametrize("arguments", [{"code": CODE}, json.dumps({"code": CODE}), json.dumps({"code": [CODE]})])
+def test_what_a_tool_call_says_is_found_without_the_escapes_of_json(
+    wanted: str, arguments: Any, write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
+    called = {**call("run"), "tool_calls": [{"type": "function", "function": {"name": "run", "arguments": arguments}}]}
+    rows = [conversation_row(1), chat({"role": "user", "content": "?"}, called)]
+    recipe = load_recipe(write_recipe(data={"train": str(write_rows(rows))}))
+    opened = open_data(recipe.data, recipe.data.train)
+    assert isinstance(opened, Mixture)
+    assert numbers(opened, Choice(find=wanted, count=None)) == [1]
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_bad_row_is_an_error_where_its_number_is_given(data: Mixture, count: int) -> None:
+    with pytest.raises(UserError, match="line 3: 'messages' must be"):
+        numbers(data, Choice(index=2, count=count))
+
+
+def test_a_bad_row_is_an_error_where_training_stops_at_it(
+    write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
+    recipe = load_recipe(write_recipe(data={"train": str(write_rows(ROWS))}))
+    opened = open_data(recipe.data, recipe.data.train)
+    assert isinstance(opened, Mixture)
+    with pytest.raises(UserError, match="line 3: 'messages' must be"):
+        numbers(opened, Choice(index=0, count=9))
 
 
 @pytest.mark.parametrize("index", [len(ROWS), 2**63])

@@ -271,6 +271,19 @@ def test_the_picture_of_the_mask_is_the_mask() -> None:
     assert any(line.endswith("  turn 1") for line in found)
 
 
+def test_a_trained_row_of_the_mask_has_the_role_of_what_is_trained() -> None:
+    """Half of the block is the end of a prompt, which is never trained."""
+    of = builder_of()
+    inspection, (roles,) = inspected(of, conversation_row(2))
+    (layout,) = inspection.layouts
+    trained = {f"bold {COLOURS[name]}" for name in ("thinking", "response")}
+    for across in range(8, 65, 2):
+        lines = list(mask_lines(layout, roles, Style(terminal(across + 14))))[1:]
+        colours = {sign: {str(line.spans[0].style) for line in lines if line.plain[0] == sign} for sign in "▌│"}
+        assert colours["▌"] <= trained, across
+        assert not colours["│"] & trained
+
+
 class Screen(io.StringIO):
     """Standard output that is a terminal."""
 

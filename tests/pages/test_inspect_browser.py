@@ -318,6 +318,28 @@ def test_rows_are_found_and_what_is_not_trained_is_said(desktop: Any) -> None:
     assert desktop.locator("#flows").is_hidden()
 
 
+def test_characters_of_several_tokens_and_untrained_turns_are_found_and_shown_whole(
+    open_page: Open, page_of: Callable[..., Path]
+) -> None:
+    said, long = "\u6f22\u5b57\u2026\U0001f44d", "\u00fc" * 1500
+    answers = [{"role": "assistant", "content": text} for text in (said, long)]
+    user = {"role": "user", "content": "Say it."}
+    rows = [conversation_row(1), chat(user, answers[0], user, answers[1])]
+    page = open_page(page_of(*inspected(rows, "sequence.max_length=2500")))
+    for wanted in (said, said[1], "\u00fc\u00fc"):
+        page.locator("#find-row").fill(wanted)
+        assert [text[:6] for text in page.locator("#row-list li:visible").all_text_contents()] == ["row 1 "], wanted
+    page.locator("#find-row").fill("\u00b2")  # the sign at the second token of a character is nothing that is said
+    assert page.locator("#row-list li:visible").count() == 0
+    page.locator("#find-row").fill("")
+    page.locator("#row-list button").last.click()
+    page.locator("[data-mode=turn]").click()
+    page.locator("#turn").select_option(index=1)
+    shown = page.locator("#turn-flow")
+    assert shown.locator("pre").text_content().strip("\ufffd").endswith("\u00fc" * 500)
+    assert re.search(r"The first 2,000 of 3,\d\d\d tokens:", shown.text_content())
+
+
 def test_white_space_is_shown_on_demand(desktop: Any) -> None:
     words = desktop.locator("#tree-flow")
     assert "·has" not in words.text_content()

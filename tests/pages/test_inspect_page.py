@@ -59,7 +59,16 @@ def test_what_is_not_trained_has_its_reason() -> None:
     turn, skipped = data["rows"][0]["turns"][0], data["rows"][1]
     assert turn["reason"] == "the message says so (weight 0)"
     assert "leaf" not in turn
+    assert (turn["text"], turn["shown"], turn["completion"]) == ("", 0, 0)
     assert skipped == {"index": 7, "where": "/data/rows.jsonl, line 8", "skipped": r"no 'messages' column\x1b"}
+
+
+def test_a_turn_that_is_too_long_has_its_text() -> None:
+    turn = embedded(*inspected([conversation_row(1)], "sequence.max_length=30"))["rows"][0]["turns"][0]
+    assert turn["reason"] == "longer than sequence.max_length (30)"
+    assert turn["text"].startswith("<think>")
+    assert turn["text"].endswith("<|im_end|>")
+    assert turn["shown"] == turn["completion"] > 0
 
 
 def test_the_file_is_small_and_replaced(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
     every row  ->  find, untrained  ->  file order, at random or longest first  ->  the first so many
 
-Rows that training leaves out are shown where every row is asked for, and passed over elsewhere.
+Rows that training leaves out are shown where every row is asked for, and passed over elsewhere; but the row of an index
+is shown whatever the limits, and an error if it is bad.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
-from typing import Literal
+from itertools import chain, islice
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from mtr.chat.turn import Turn
 from mtr.data.conversation import Conversation, SkippedRow
 from mtr.data.mixture import Mixture
 from mtr.data.stream import Stream
-from mtr.errors import UserError
+from mtr.errors import RowError, UserError
 
 Row = tuple[int, Conversation | SkippedRow]
 """A row with its number, counted from 0 in file order."""
@@ -98,13 +100,24 @@ def choose(
 def _from_index(data: Mixture | Stream, index: int, count: int | None) -> Iterator[Row]:
     if isinstance(data, Mixture):
         last = len(data) if count is None else min(index + count, len(data))
-        yield from ((number, data.conversation(number)) for number in range(index, max(last, index + 1)))
+        yield index, data.conversation(index)
+        yield from ((number, row) for number in range(index + 1, last) if (row := _passable(data, number)) is not None)
         return
     stop = None if count is None else index + count
     rows = list(islice(enumerate(data.rows(0, 0, shuffle=False)), index, stop))
     if not rows:
         raise UserError(f"--index: the data has no row {index}")
     yield from rows
+
+
+def _passable(data: Mixture, number: int) -> Conversation | None:
+    """The conversation of a row, whatever the limits; None if it is bad and training skips bad rows."""
+    try:
+        return data.conversation(number)
+    except RowError:
+        if not data.policy.skip_bad:
+            raise
+        return None
 
 
 def _rows(data: Mixture | Stream, choice: Choice) -> Iterator[Row]:
@@ -118,9 +131,8 @@ def _rows(data: Mixture | Stream, choice: Choice) -> Iterator[Row]:
 
 def _meeting(rows: Iterable[Row], choice: Choice, turns_of: Callable[[Conversation], list[Turn]]) -> Iterator[Row]:
     """The rows that training takes and that meet all conditions, the cheap one first."""
-    wanted = None if choice.find is None else choice.find.casefold()
     for number, row in rows:
-        if isinstance(row, SkippedRow) or (wanted is not None and not _says(row, wanted)):
+        if isinstance(row, SkippedRow) or (choice.find is not None and not _says(row, choice.find)):
             continue
         if not choice.untrained or not all(turn.trained for turn in turns_of(row)):
             yield number, row
@@ -135,7 +147,22 @@ def _taken(rows: Iterator[Row], choice: Choice) -> Iterator[Row]:
 
 
 def _says(conversation: Conversation, wanted: str) -> bool:
-    return any(wanted in text.casefold() for text in _texts(conversation))
+    called = (text for message in conversation.messages for text in _strings(message.tool_calls))
+    lowered = wanted.lower()  # casefold would find "ss" for "ß"
+    return any(wanted in text or lowered in text.lower() for text in chain(_texts(conversation), called))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The strings within a value as they are, without the escapes of JSON; also of arguments that are given as JSON."""
+    if isinstance(value, str):
+        yield value
+        if value.startswith(("{", "[")):
+            with suppress(ValueError, RecursionError):
+                yield from _strings(json.loads(value))
+    elif isinstance(value, dict):
+        yield from chain.from_iterable(map(_strings, value.values()))
+    elif isinstance(value, list):
+        yield from chain.from_iterable(map(_strings, value))
 
 
 def _texts(conversation: Conversation) -> Iterator[str]:

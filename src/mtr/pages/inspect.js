@@ -108,9 +108,10 @@ class App {
 
   #untrained(turn) {
     if (!turn) return [];
-    const text = turn.ids.map((n) => this.tokens.texts[n]).join("");
+    const part = `The first ${plain.format(turn.shown)} of ${count(turn.completion, "token")}:`;
     return [make("h3", {}, `Turn ${turn.turn}: not trained`), make("p", { class: "note warn" }, turn.reason),
-      text ? make("pre", { class: "plain" }, text) : null].filter(Boolean);
+      turn.shown < turn.completion ? make("p", { class: "muted small" }, part) : null,
+      turn.text ? make("pre", { class: "plain" }, turn.text) : null].filter(Boolean);
   }
 
   // ------------------------------------------------------------------------------------------ the token

@@ -107,10 +107,8 @@ def _turn(turn: Turn, leaf: tuple[int, int] | None, texts: TokenTexts) -> dict[s
     if turn.trained and leaf is not None:
         described |= {"tree": leaf[0], "leaf": leaf[1]}
     else:
-        described |= {
-            "reason": printable(turn.reason or ""),
-            "ids": texts.numbers(turn.completion_ids[:_MOST_UNTRAINED]),
-        }
+        shown = turn.completion_ids[:_MOST_UNTRAINED]
+        described |= {"reason": printable(turn.reason or ""), "text": texts.text(shown), "shown": len(shown)}
     if turn.notes:
         described["notes"] = [printable(note) for note in turn.notes]
     return described

@@ -1,3 +1,6 @@
+/** What stands at the later tokens of a character: …², as `mtr.pages.tokens` writes it. */
+const PART = /^…[⁰¹²³⁴-⁹]+$/;
+
 /** The list of rows beside the page of one, with a search through all that they say. */
 class RowList {
   constructor(rows, texts, choose) {
@@ -32,8 +35,14 @@ class RowList {
   }
 
   #textOf(row) {
-    row.text ??= [row.where, row.opening ?? "", row.skipped ?? "", ...(row.trees ?? []).map((tree) =>
-      tree.ids.map((n) => this.texts[n]).join(""))].join("\n").toLowerCase();
+    row.text ??= [row.where, row.opening ?? "", row.skipped ?? "", ...(row.turns ?? []).map((turn) => turn.text ?? ""),
+      ...(row.trees ?? []).map((tree) => this.#said(tree))].join("\n").toLowerCase();
     return row.text;
+  }
+
+  /** The text of all tokens; a character of several stands at its first one. */
+  #said(tree) {
+    const says = (n, i) => (PART.test(tree.joined[i] ?? "") ? "" : tree.joined[i] ?? this.texts[n]);
+    return tree.ids.map(says).join("");
   }
 }

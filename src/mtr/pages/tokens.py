@@ -6,6 +6,7 @@ others say which part they are. Bytes that make no character are written in hexa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -42,6 +43,10 @@ class TokenTexts:
 
     def numbers(self, tokens: Ints | tuple[int, ...]) -> list[int]:
         return [self.number(int(token)) for token in tokens]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What they say together."""
+        return printable(self._decode(list(tokens)))
 
     def joined(self, tokens: Ints, parent: Ints) -> dict[int, str]:
         """What to show at tokens that hold parts of characters, by their index in a layout.

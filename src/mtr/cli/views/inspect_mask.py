@@ -49,8 +49,9 @@ def _row(
     """
     visible = (columns[None] <= row[:, None, None]) & (row[:, None, None] < layout.subtree_end[columns][None])
     shades = np.ceil(visible.mean(axis=(0, 2)) * (len(style.signs.shades) - 1)).astype(int)
-    trained = bool((roles.weight[row] > 0).mean() >= 0.5)
-    line = Text.assemble(style.bar(_most(roles.role[row][None])[0], trained), " ")
+    weighted = roles.weight[row] > 0
+    trained = bool(weighted.mean() >= 0.5)
+    line = Text.assemble(style.bar(_most(roles.role[row][weighted == trained][None])[0], trained), " ")
     for shade, colour in zip(shades.tolist(), colours, strict=True):
         line.append(style.signs.shades[shade], colour if trained else f"dim {colour}")
     line.rstrip()
