@@ -4,7 +4,10 @@ that is none of a run is one clear error; no secret is in a report; recipes are 
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+import operator
 import os
 import socket
 from pathlib import Path
@@ -15,7 +18,8 @@ from support.reports import LONG, environment, loss_at, played, write_checkpoint
 
 from mtr.errors import UserError
 from mtr.pages.report_played import played_side_by_side
-from mtr.report.recipes import default_of, defaults, differences, flat, own_settings, sources
+from mtr.recipe.sections import Recipe
+from mtr.report.recipes import default_of, defaults, differences, flat, not_comparable, own_settings, sources
 from mtr.report.report import report
 from mtr.report.results import best, rows_with_values, written
 from mtr.report.run import read_run
@@ -384,6 +388,34 @@ def test_losses_of_other_data_have_no_best_one(tmp_path: Path) -> None:
     other["made_from"]["tokenizer"] = "another"
     (runs[1] / "environment.json").write_text(json.dumps(other))
     assert (bests()["best_eval_loss"], bests()["loss_recent"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "losses", "played"),
+    [
+        ("sequence.max_length", 110, True, False),
+        ("data.filter.max_turns", 3, True, True),
+        ("template.enable_thinking", True, True, True),
+        ("train_on", "last", True, False),
+        ("loss.weighting", "turn", True, False),
+        ("generation.max_new_tokens", 16, False, True),
+        ("data.num_workers", 2, False, False),
+        ("sequence.max_tokens", 4096, False, False),
+        ("training.learning_rate", 1e-4, False, False),
+        ("lora.r", 4, False, False),
+    ],
+)
+def test_keys_that_decide_what_is_measured_leave_no_best(key: str, value: Any, losses: bool, played: bool) -> None:
+    base = Recipe.model_validate(
+        {"model": {"name_or_path": "m"}, "data": {"train": "t"}, "training": {"output_dir": "o"}}
+    ).model_dump()
+    other = copy.deepcopy(base)
+    *sections, last = key.split(".")
+    functools.reduce(operator.getitem, sections, other)[last] = value
+    found = not_comparable([], differences([base, other]))
+    assert ({"loss", "best_eval_loss"} <= set(found)) == losses
+    assert ({"right_before", "right_after"} <= set(found)) == played
+    assert bool(found) == (losses or played)
 
 
 def test_the_best_of_several_runs_is_the_lowest_loss_and_no_tie() -> None:

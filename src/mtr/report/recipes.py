@@ -14,6 +14,11 @@ _LEFT_OUT = ("training.output_dir",)
 """Differs in all runs, and their names tell it."""
 NOT_THERE = "not set"
 _SOURCE_KEY = re.compile(r"data\.(?:train|eval)\.\d+\.(\w+)")
+_ROWS = r"data\.(?:format|messages|tools|columns|on_bad_row|filter|group_by|eval_fraction)\b"
+_OF_TOKENS = re.compile(rf"{_ROWS}|(?:template|thinking|train_on|date|loss)\b|sequence\.(?:max_length|overlong)\b")
+"""Keys that decide which tokens a loss is the mean of, and with which weights."""
+_OF_PLAYED = re.compile(rf"{_ROWS}|(?:template|thinking|date|generation)\b")
+"""Keys that decide which conversations are played, and how."""
 _MADE_FROM = {
     "template": "chat template",
     "tokenizer": "tokenizer",
@@ -116,17 +121,20 @@ def sources(environments: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def not_comparable(rows: Sequence[dict[str, Any]]) -> list[str]:
+def not_comparable(rows: Sequence[dict[str, Any]], differing: Sequence[dict[str, Any]]) -> list[str]:
     """The results (keys of `mtr.report.results.ROWS`) that are of other tokens or other conversations in some run.
 
     Args:
         rows: as `sources` returns them.
+        differing: as `differences` returns them.
     """
     others = {row["what"] for row in rows if row["same"] is False}
-    texts = {"chat template", "tokenizer"}
-    found = ["loss", "loss_recent"] if others & {"training data", *texts} else []
-    found += ["eval_loss", "best_eval_loss"] if others & {"evaluation data", *texts} else []
-    return found + (["right_before", "right_after"] if "evaluation data" in others else [])
+    keys = [row["key"] for row in differing]
+    tokens = bool(others & {"chat template", "tokenizer"}) or any(map(_OF_TOKENS.match, keys))
+    found = ["loss", "loss_recent"] if tokens or "training data" in others else []
+    found += ["eval_loss", "best_eval_loss"] if tokens or "evaluation data" in others else []
+    played = "evaluation data" in others or any(map(_OF_PLAYED.match, keys))
+    return found + (["right_before", "right_after"] if played else [])
 
 
 def _content(value: Any) -> Any:

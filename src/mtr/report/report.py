@@ -61,7 +61,7 @@ def report(folders: Sequence[Path]) -> dict[str, Any]:
         "sources": sources(environments) if len(runs) > 1 else [],
     }
     for one in made["runs"]:
-        one["results"]["not_comparable"] = not_comparable(made["sources"])
+        one["results"]["not_comparable"] = not_comparable(made["sources"], made["differences"])
     cleaned: dict[str, Any] = without_secrets(made)
     return cleaned
 
