@@ -133,7 +133,7 @@ def reported(folder: Path) -> dict[str, Any]:
         "generation.conversations=12",
     ]
     runs = {"lr-0.01": ["training.learning_rate=0.01"], "lr-0.002": ["training.learning_rate=0.002"]}
-    runs["short-length"] = ["sequence.max_length=110", "training.max_steps=40"]
+    runs["rank-4"] = ["training.learning_rate=0.01", "lora.r=4", "lora.alpha=8", "training.max_steps=40"]
     for name, own in runs.items():
         output = folder / "runs" / name
         if not output.exists():

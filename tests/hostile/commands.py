@@ -197,11 +197,11 @@ INIT = (
         after(configless, init(output="\x1b[31m[b].yaml")),
         writes=("\x1b[31m[b].yaml",),
     ),
-    done(
+    refused(
         "init: rows that are nothing",
         after(in_turn(configless, rows("{}", "null", "[]", "x")), init()),
-        "new.yaml",
-        **NEW,
+        "nothing can be trained of the 4 rows",
+        "rows.jsonl, line 1",
     ),
     refused(
         "init: a template that loops",

@@ -40,6 +40,7 @@ anything = st.one_of(values, st.lists(values, max_size=3), st.dictionaries(st.te
 
 @given(anything, st.text(), st.text(), st.booleans())
 @example(1, " ", " ", False)
+@example("\xa0", "", "", False)
 def test_a_recipe_says_its_values_whatever_its_comments_say(value: Any, comment: str, head: str, off: bool) -> None:
     lines = [Line("first", value, comment), Line("second", 1, off=off)]
     text = recipe_text([("head", head)], [Block("section", lines, comment), Block("empty", ())])

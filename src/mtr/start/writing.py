@@ -71,7 +71,7 @@ def _value(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
     if printable(text) != text:  # YAML leaves marks as they are that reorder what is read
         text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
-    return text.removesuffix("\n").removesuffix("\n...").strip()
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _plain(text: str) -> str:
