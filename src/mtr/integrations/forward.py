@@ -308,7 +308,7 @@ def _loss_of(base: Any, trees: Trees, num_items: Any) -> TreeOutput:
     state.backends[key] = list(model.backends)
     if trees.weight_sum:  # else the loss is 0, and so may be what it would be divided by
         loss = loss / (trees.weight_sum if num_items is None else num_items)
-    if loss.requires_grad and any(getattr(module, "gradient_checkpointing", False) for module in base.modules()):
+    if loss.requires_grad and base.is_gradient_checkpointing:
         loss.register_hook(functools.partial(_check_backward, base))
     return TreeOutput(loss=loss)
 

@@ -17,7 +17,7 @@ from mtr.checks.inspection import Inspection, segments
 from mtr.checks.roles import ROLES
 from mtr.console import printable
 from mtr.data.conversation import Conversation, SkippedRow
-from mtr.files import replace_file
+from mtr.files import written_whole
 from mtr.pages.shell import asset, page
 from mtr.pages.tokens import TokenTexts
 from mtr.tree.layout import Layout
@@ -53,8 +53,8 @@ def write_inspect_page(path: Path, rows: Iterable[Row], tokenizer: Any, *, title
         OSError: it cannot be written.
     """
     text = inspect_page(rows, tokenizer, title=title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path.resolve(), text)  # what a link names, not the link
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def inspect_page(rows: Iterable[Row], tokenizer: Any, *, title: str = "mtr inspect") -> str:

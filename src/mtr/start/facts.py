@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mtr.attention.model_parts import text_config
 from mtr.checks.data_report import DataReport
+from mtr.model.config import positions
 from mtr.recipe.sections import Recipe
 
 Method = Literal["lora", "qlora", "full"]
@@ -46,10 +48,8 @@ class Survey:
 
 
 def positions_of(config: Any | None) -> int | None:
-    """What a config says, if that can be."""
-    text = config.get_text_config() if config is not None else None
-    found = getattr(text, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    """Those that training warns beyond; None where there is no config, or none in it."""
+    return None if config is None else max(0, positions(text_config(config)) or 0) or None
 
 
 @dataclass(frozen=True)
