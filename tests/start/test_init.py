@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from support.templates import BEHAVIOURS
 
 from mtr.cli.init import _named
 from mtr.errors import UserError
-from mtr.start.facts import Asked, Survey
+from mtr.start.facts import Asked, Survey, positions_of
 from mtr.start.init import fit, new_recipe
 from mtr.start.settings import length_of_data
 from mtr.start.survey import survey
@@ -46,6 +47,14 @@ def test_a_recipe_says_its_values_whatever_its_comments_say(value: Any, comment:
     text = recipe_text([("head", head)], [Block("section", lines, comment), Block("empty", ())])
     wanted = {"first": value} if off else {"first": value, "second": 1}
     assert yaml.safe_load(text) == {"section": wanted, "empty": None}
+
+
+def test_positions_are_those_with_the_scaling_of_rope() -> None:
+    """As `sequence.max_length` is warned of in training."""
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "rope_theta": 1e6}
+    config = transformers.Qwen3Config(max_position_embeddings=32768, rope_parameters=rope)
+    assert positions_of(config) == 131072
+    assert positions_of(transformers.Qwen3Config(max_position_embeddings=0)) is None
 
 
 # --- what is found in the data ----------------------------------------------------------------------------------------
